@@ -1,0 +1,36 @@
+"""Package lists come from settings.ini, the identity from pyproject.toml; no value stands in both."""
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+ini = ConfigParser(delimiters=["="])
+ini.read(HERE / "settings.ini", encoding="utf-8")
+settings = ini["DEFAULT"]
+
+
+def lines(key):
+    return [line.strip() for line in settings.get(key, "").splitlines() if line.strip()]
+
+
+def paper_files():
+    """Templates, grids and claims of every paper, so that `madet table` works where there is no checkout."""
+    for folder in sorted((HERE / "papers").iterdir() if (HERE / "papers").exists() else []):
+        files = [f"papers/{folder.name}/{name}" for name in ("paper.md", "run.ipynb", "grid.csv")
+                 if (folder / name).exists()]
+        if files:
+            yield f"share/madet/papers/{folder.name}", files
+
+
+version = re.search(r'^__version__ = "(.+)"', (HERE / "madet/__init__.py").read_text(), re.M).group(1)
+setup(
+    version=version,
+    keywords=settings["keywords"].split(),
+    packages=find_packages(include=["madet", "madet.*"]),
+    install_requires=lines("requirements"),
+    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "fast", "tensorboard", "ray", "slurm")},
+    data_files=list(paper_files()),
+    entry_points={"nbdev": ["madet = madet._modidx:d"], "console_scripts": lines("console_scripts")},
+)
