@@ -5,4 +5,4 @@ d = { 'settings': { 'branch': 'main',
                 'doc_host': 'https://madet.github.io',
                 'git_url': 'https://github.com/madet/madet',
                 'lib_path': 'madet'},
-  'syms': {}}
+  'syms': {'madet.boxes.errors': {'madet.boxes.errors.BadInput': ('boxes/errors.html#badinput', 'madet/boxes/errors.py')}}}
