@@ -1,0 +1,226 @@
+"""What `ci/check` asks of the tree. `python ci/checks.py ROOT [WORD ...]` runs the checks whose title holds a word.
+
+Each check returns what it counted and a list of sentences, one per thing that is wrong; its cure stands beside its title.
+Nothing in the tree is written: export and clean work on a temporary copy.
+"""
+import ast
+import base64
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import floors
+import readme
+
+OUTPUT_LIMIT = 300_000  # bytes of stored output in a notebook
+WIDTH_LIMIT = 900  # pixels
+LEFT_OUT = {".git", ".venv", "runs", "build", "dist", "_docs", "_proc", "site", "__pycache__", ".ipynb_checkpoints"}
+CHECKS = []
+
+
+def check(title, cure):
+    def keep(function):
+        CHECKS.append((title, cure, function))
+        return function
+    return keep
+
+
+def files_of(root):
+    """Paths of the tree, relative: what git tracks or would track; without git, everything but the usual left-overs."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, capture_output=True, text=True)
+    if listed.returncode == 0 and (root / ".git").exists():
+        names = [Path(name) for name in listed.stdout.split("\0") if name]
+    else:
+        names = [path.relative_to(root) for path in root.rglob("*") if not LEFT_OUT & set(path.relative_to(root).parts)]
+    return sorted(name for name in set(names) if (root / name).is_file())
+
+
+def copy_of(root, to):
+    for name in files_of(root):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, to / name)
+
+
+def notebooks(root, folder):
+    found = sorted((root / folder).rglob("*.ipynb"))
+    return [path for path in found if not any(part[0] in "._" for part in path.relative_to(root).parts)]
+
+
+def load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def differing(before, after, pattern, folder):
+    """Paths under `folder` whose bytes differ, with how they do."""
+    names = {path.relative_to(base) for base in (before, after) for path in (base / folder).rglob(pattern)}
+    for name in sorted(names):
+        if "__pycache__" in name.parts or ".ipynb_checkpoints" in name.parts:
+            continue
+        old, new = (base / name if (base / name).exists() else None for base in (before, after))
+        if old is None or new is None:
+            yield name, "is missing" if old is None else "comes from no notebook"
+        elif old.read_bytes() != new.read_bytes():
+            yield name, "differs"
+
+
+@check("export and clean leave the tree unchanged",
+       "nbs/ is the source: carry a hand edit of madet/ over to the notebook, then nbdev-export && nbdev-clean")
+def unchanged(root):
+    with tempfile.TemporaryDirectory(prefix="madet-check-") as folder:
+        before, after, home = (Path(folder) / name for name in ("before", "after", "home"))
+        copy_of(root, before)
+        shutil.copytree(before, after)
+        for path in (after / "madet").rglob("*.py"):  # or a module whose notebook is gone would stay unseen
+            if path != after / "madet/__init__.py":
+                path.unlink()
+        env = dict(os.environ, XDG_CONFIG_HOME=str(home), IPYTHONDIR=str(home), JUPYTER_CONFIG_DIR=str(home), PYTHONPATH=str(after))
+        said = []
+        for tool in ("nbdev-export", "nbdev-clean"):
+            made = subprocess.run([Path(sys.executable).parent / tool], cwd=after, env=env, capture_output=True, text=True,
+                                  stdin=subprocess.DEVNULL)
+            if made.returncode:
+                said.append(f"{tool} failed: {(made.stderr or made.stdout).strip()[-600:]}")
+        said += [f"{name} {how} (not what nbdev-export makes)" for name, how in differing(before, after, "*.py", "madet")]
+        said += [f"{name} {how} (not what nbdev-clean leaves)" for name, how in differing(before, after, "*.ipynb", "nbs")]
+        count = len(list((after / "madet").rglob("*.py"))), len(notebooks(after, "nbs"))
+    return f"{count[0]} modules, {count[1]} notebooks", said
+
+
+@check("imports go to lower floors only", "move the code or the import down; the floors are those of ci/floors.py")
+def floors_hold(root):
+    said, count = floors.violations(root)
+    return f"{count} modules", said
+
+
+@check("madet imports without nbdev, fastcore, IPython, ipywidgets, papermill and the extras",
+       "import such a package inside the one function that needs it")
+def lean(root):
+    done = subprocess.run([sys.executable, root / "ci/lean_import.py", root], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, cwd=root)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode and len(lines) < 2:
+        return "", [(done.stderr or done.stdout).strip()[-600:]]
+    return lines[-1] if lines else "", lines[:-1]
+
+
+@check("README.md is what nbs/index.ipynb gives", "run ci/readme")
+def front_page(root):
+    files = readme.wanted(root)
+    return f"{len(files)} files", list(readme.drift(root))
+
+
+def picture_width(data):
+    """Width in pixels of a base64 PNG; 0 for anything else."""
+    head = base64.b64decode("".join(data)[:64])
+    return struct.unpack(">I", head[16:20])[0] if head[:4] == b"\x89PNG" else 0
+
+
+@check(f"stored outputs are there, under {OUTPUT_LIMIT // 1000} kB a notebook and {WIDTH_LIMIT} px wide, without errors",
+       "ci/nb round NOTEBOOK runs it and stores its outputs; smaller or fewer figures where it is too much")
+def outputs(root):
+    said, paths, largest = [], notebooks(root, "nbs"), 0
+    for path in paths:
+        cells, name = code_cells(load(path)), path.relative_to(root)
+        stored = [output for cell in cells for output in cell["outputs"]]
+        size = sum(len(json.dumps(output, ensure_ascii=False).encode()) for output in stored)
+        largest = max(largest, size)
+        if cells and not stored:
+            said.append(f"{name}: no stored output")
+        if size > OUTPUT_LIMIT:
+            said.append(f"{name}: {size / 1000:.0f} kB of stored output")
+        if any(output["output_type"] == "error" for output in stored):
+            said.append(f"{name}: a stored error")
+        width = max((picture_width(o.get("data", {}).get("image/png", "")) for o in stored), default=0)
+        if width > WIDTH_LIMIT:
+            said.append(f"{name}: a figure {width} px wide")
+    return f"{len(paths)} notebooks, the largest {largest / 1000:.0f} kB", said
+
+
+def is_import(node):
+    return isinstance(node, (ast.Import, ast.ImportFrom))
+
+
+def is_prose(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+@check("an exported cell holds imports or work, not both", "split the cell: the site runs import cells, and only those")
+def cells_are_pure(root):
+    said, count = [], 0
+    for path in notebooks(root, "nbs"):
+        for cell in code_cells(load(path)):
+            source = "".join(cell["source"])
+            if not source.lstrip().startswith(("#| export", "#|export")):
+                continue
+            count += 1
+            body = [node for node in ast.parse(source).body if not is_prose(node)]
+            if any(map(is_import, body)) and not all(map(is_import, body)):
+                said.append(f"{path.relative_to(root)}: cell {cell['id']}")
+    return f"{count} exported cells", said
+
+
+@check("every public function and class has a docstring", "one line what; shapes, units, errors and source where there are any")
+def docstrings(root):
+    said, count = [], 0
+    for path in sorted((root / "madet").rglob("*.py")):
+        if path.name == "_modidx.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                count += 1
+                if not ast.get_docstring(node):
+                    said.append(f"{path.relative_to(root)}:{node.lineno}: {node.name}")
+    return f"{count} functions and classes", said
+
+
+@check("papers/*.ipynb are templates: a cell tagged parameters, no outputs",
+       "clear all outputs; tag the cell of parameters (Jupyter: property inspector) and keep the tag")
+def templates(root):
+    said, paths = [], notebooks(root, "papers")
+    paths = [path for path in paths if "runs" not in path.relative_to(root).parts]
+    for path in paths:
+        cells, name = code_cells(load(path)), path.relative_to(root)
+        tagged = sum("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+        if tagged != 1:
+            said.append(f"{name}: {tagged} cells tagged parameters")
+        if any(cell["outputs"] or cell.get("execution_count") for cell in cells):
+            said.append(f"{name}: has outputs or execution counts")
+    return f"{len(paths)} templates", said
+
+
+def main(root, words):
+    passed = failed = 0
+    for title, cure, function in CHECKS:
+        if words and not any(word.lower() in title.lower() for word in words):
+            continue
+        try:
+            counted, said = function(root)
+        except Exception as error:  # a broken notebook or module: say it as a finding
+            counted, said = "", [f"{type(error).__name__}: {error}"]
+        passed, failed = passed + (not said), failed + bool(said)
+        print(f"{'FAILED' if said else 'ok    '} {title}{f' ({counted})' if counted else ''}", flush=True)
+        for line in said[:40]:
+            print(f"       {line}")
+        if len(said) > 40:
+            print(f"       ... and {len(said) - 40} more")
+        if said:
+            print(f"       cure: {cure}")
+    if not passed + failed:
+        print(f"No check's title has any of: {' '.join(words)}. Titles:\n" + "\n".join(f"  {title}" for title, _, _ in CHECKS), file=sys.stderr)
+        return 2
+    print(f"{passed} passed, {failed} failed")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve(), sys.argv[2:]))

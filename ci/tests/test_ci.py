@@ -1,0 +1,258 @@
+"""The gate itself: each check finds what was planted for it, and the scripts count and exit as they say."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import checks
+import floors
+import readme
+import suite
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def package(tmp_path):
+    """An empty package with every folder, in a tree of its own."""
+    for folder in floors.FLOORS:
+        write(tmp_path / "madet" / folder / "__init__.py", "")
+    write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", [
+    "from madet.heads.atss import head", "from ..heads.atss import head", "from .. import heads", "import madet.reports.cli",
+    "def lazily():\n    from ..semi import teacher", "import importlib; importlib.import_module('madet.training.loop')",
+    "from madet.__main__ import main", "from nbdev.export import nb_export", "def f():\n    import fastcore.basics",
+    "from ..boxes.upright import *"])
+def test_floors_finds_an_import_that_goes_up(package, line):
+    write(package / "madet/assigners/planted.py", f"# %% ../../nbs/assigners/07_planted.ipynb #1\n{line}\n")
+    found, _ = floors.violations(package)
+    assert len(found) == 1 and "madet/assigners/planted.py" in found[0] and "nbs/assigners/07_planted.ipynb" in found[0]
+
+
+@pytest.mark.parametrize("folder, line, holds", [
+    ("assigners", "from madet.boxes.geometry import Upright", True), ("assigners", "from .cost import cost", True),
+    ("data", "from madet.nets.tiny import tiny", False), ("boxes", "import torch, math", True),
+    ("reports", "from ..semi.teacher import Teacher", True), ("reports", "from madet import __version__", True),
+    ("boxes", "from madet.boxes.errors import BadInput", True), ("metrics", "from madet.figures.draw import page", False)])
+def test_floors_rule(package, folder, line, holds):
+    write(package / "madet" / folder / "planted.py", line + "\n")
+    assert (floors.violations(package)[0] == []) == holds
+
+
+def test_floors_asks_for_a_floor_of_a_new_folder(package):
+    write(package / "madet/utils/misc.py", "")
+    assert "utils" in floors.violations(package)[0][0]
+
+
+def test_the_tree_itself_keeps_the_floors(root):
+    found, count = floors.violations(root)
+    assert found == [] and count > 10
+
+
+def lean(root):
+    return subprocess.run([sys.executable, Path(floors.__file__).parent / "lean_import.py", root], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["nbdev", "fastcore.basics", "IPython.display", "ipywidgets", "papermill", "skimage.data"])
+def test_the_import_hook_refuses(package, name):
+    write(package / "madet/reports/planted.py", f"def fine():\n    import {name}\n")
+    assert lean(package).returncode == 0
+    write(package / "madet/reports/planted.py", f"import math\nimport {name}\n")
+    done = lean(package)
+    assert done.returncode == 1
+    assert f"madet.reports.planted: madet/reports/planted.py:2: {name.split('.')[0]}" in done.stdout
+
+
+def test_the_import_hook_names_a_module_that_runs_when_imported(package):
+    write(package / "madet/__main__.py", "raise SystemExit(0)\n")
+    done = lean(package)
+    assert done.returncode == 1 and "__main__" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The tree's sources, small: what export, clean and the page need."""
+    root, to = Path(floors.__file__).resolve().parents[1], tmp_path_factory.mktemp("tree")
+    for name in checks.files_of(root):
+        if name.parts[0] in ("madet", "nbs", "papers") or len(name.parts) == 1:
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, to / name)
+    return to
+
+
+@pytest.fixture
+def planted(copy):
+    """Edits files of the copy for one test, then puts them back."""
+    kept = {}
+
+    def edit(name, change):
+        path = copy / name
+        kept[path] = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(change(path.read_text() if path.exists() else ""))
+        return path
+    yield edit
+    for path, content in kept.items():
+        path.unlink() if content is None else path.write_bytes(content)
+
+
+def test_a_hand_edit_of_the_package_is_found(copy, planted):
+    planted("madet/boxes/errors.py", lambda text: text + "\n# by hand\n")
+    _, said = checks.unchanged(copy)
+    assert any("madet/boxes/errors.py differs" in line for line in said)
+
+
+def test_a_module_without_a_notebook_is_found(copy, planted):
+    planted("madet/boxes/orphan.py", lambda text: "x = 1\n")
+    _, said = checks.unchanged(copy)
+    assert any("madet/boxes/orphan.py comes from no notebook" in line for line in said)
+
+
+def test_a_notebook_that_was_not_cleaned_is_found(copy, planted):
+    def count(text):
+        notebook = json.loads(text)
+        next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")["execution_count"] = 7
+        return json.dumps(notebook)
+    name = str(next((copy / "nbs/boxes").glob("*.ipynb")).relative_to(copy))
+    planted(name, count)
+    _, said = checks.unchanged(copy)
+    assert any(name in line for line in said)
+
+
+def test_checking_leaves_the_tree_alone(copy):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    checks.unchanged(copy)
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+def test_a_drifting_readme_is_found(copy, planted):
+    readme.write(copy)
+    assert list(readme.drift(copy)) == []
+    planted("README.md", lambda text: text + "one more line\n")
+    assert list(readme.drift(copy)) == ["README.md is not what nbs/index.ipynb gives"]
+    planted("nbs/images/index_gone.png", lambda text: "")
+    assert "nbs/images/index_gone.png is shown by nothing" in list(readme.drift(copy))
+
+
+def cell(kind, source, **more):
+    return {"cell_type": kind, "id": "abc", "metadata": {}, "source": source} | more
+
+
+def test_readme_bridge():
+    png = "iVBORw0KGgo="
+    text, pictures = readme.convert({"cells": [
+        cell("raw", "---\ntitle: name\ndescription: A sentence\n---"),
+        cell("markdown", "[a](boxes/00_upright.ipynb#x) [b](../papers/atss/paper.md) [c](https://a.b/c) [d](#here)\n```\n[e](f)\n```"),
+        cell("code", "#| hide\n1", outputs=[{"data": {"text/plain": "secret"}}]),
+        cell("code", "#| echo: false\n#| fig-alt: Two boxes\ndraw()", outputs=[{"data": {"image/png": png, "text/plain": "<Figure>"}}]),
+        cell("code", "2 + 2", outputs=[{"data": {"text/plain": ["4"]}}]),
+        cell("code", "#| echo: false\ntable()", outputs=[{"data": {"text/markdown": "| a |\n|---|\n| 1 |"}}])]})
+    assert text == (f"{readme.MADE}\n\n# name\n\nA sentence.\n\n[a](nbs/boxes/00_upright.ipynb#x) [b](papers/atss/paper.md) "
+                    "[c](https://a.b/c) [d](#here)\n```\n[e](f)\n```\n\n![Two boxes](nbs/images/index_abc.png)\n\n"
+                    "```python\n2 + 2\n```\n\n```text\n4\n```\n\n| a |\n|---|\n| 1 |\n")
+    assert pictures == {"nbs/images/index_abc.png": b"\x89PNG\r\n\x1a\n"}
+
+
+def notebook(path, cells):
+    return write(path, json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+
+
+@pytest.mark.parametrize("outputs, words", [
+    ([], "no stored output"),
+    ([{"output_type": "stream", "name": "stdout", "text": "x" * 400_000}], "400 kB"),
+    ([{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}], "a stored error"),
+    ([{"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgoAAAANSUhEUgAACAAAAAAK"}}], "2048 px wide")])
+def test_stored_outputs_are_judged(tmp_path, outputs, words):
+    notebook(tmp_path / "nbs/boxes/00_planted.ipynb", [cell("code", "1", outputs=outputs)])
+    _, said = checks.outputs(tmp_path)
+    assert len(said) == 1 and words in said[0]
+
+
+@pytest.mark.parametrize("tags, outputs, good", [(["parameters"], [], True), ([], [], False), (["parameters"], [{}], False)])
+def test_templates_are_judged(tmp_path, tags, outputs, good):
+    notebook(tmp_path / "papers/atss/run.ipynb", [cell("code", "seed = 1", outputs=outputs) | {"metadata": {"tags": tags}}])
+    assert (checks.templates(tmp_path)[1] == []) == good
+
+
+def test_a_missing_docstring_and_a_mixed_cell_are_found(package):
+    write(package / "madet/boxes/planted.py", 'def told():\n    "Says it."\n\ndef silent(): pass\n\ndef _own(): pass\n')
+    assert checks.docstrings(package)[1] == ["madet/boxes/planted.py:4: silent"]
+    notebook(package / "nbs/boxes/00_planted.ipynb", [
+        cell("code", "#| export\nimport math\nx = math.pi", outputs=[]), cell("code", "#| export\n# why\nimport math", outputs=[])])
+    assert len(checks.cells_are_pure(package)[1]) == 1
+
+
+def test_a_child_that_takes_too_long_dies_with_its_children(tmp_path):
+    left = tmp_path / "left"
+    code, printed = suite.Children().run(["bash", "-c", f"echo begun; (sleep 3; touch {left}) & wait"], 0.5, subprocess.PIPE)
+    assert code is None and "begun" in printed
+    subprocess.run(["sleep", "3"])
+    assert not left.exists()
+
+
+def test_notebooks_are_counted(tmp_path, root):
+    (tmp_path / "pyproject.toml").write_text((root / "pyproject.toml").read_text())
+    write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
+    good, bad, slow = (notebook(tmp_path / f"nbs/{name}.ipynb", [cell("code", source, outputs=[])]) for name, source in
+                       (("good", "assert True"), ("bad", "assert 1 == 2, 'not so'"), ("slow", "import time; time.sleep(60)")))
+    children = suite.Children()
+    assert suite.run_notebooks(tmp_path, [good, bad], children) == {"passed": 1, "failed": 1}
+    assert suite.run_notebooks(tmp_path, [slow], children, seconds=5) == {"failed": 1}
+
+
+def fake_python(folder, name, version, venv=True):
+    """A stand-in for an interpreter: answers the two questions that the set-up asks."""
+    path = write(folder / name, f'#!/bin/sh\ncase "$2" in *ensurepip*) exit {0 if venv else 1};; *version_info*) echo {version};; esac\n')
+    path.chmod(0o755)
+    return path
+
+
+def choose(root, folder, **env):
+    for tool in ("bash", "dirname"):
+        if not (folder / tool).exists():
+            (folder / tool).symlink_to(shutil.which(tool))
+    return subprocess.run([folder / "bash", "-c", f'. "{root}/ci/setup.sh"; choose_python'], capture_output=True, text=True,
+                          env={"PATH": str(folder)} | env)
+
+
+def test_the_interpreter_is_chosen_with_a_sentence(tmp_path, root):
+    none = choose(root, tmp_path)
+    assert none.returncode == 2 and "needs Python 3.11, 3.12 or 3.13" in none.stderr
+    fake_python(tmp_path, "python3", "3.9")
+    old = choose(root, tmp_path)
+    assert old.returncode == 2 and "python3 is 3.9" in old.stderr
+    fake_python(tmp_path, "python3.13", "3.13", venv=False)
+    fake_python(tmp_path, "python3.12", "3.12")
+    assert choose(root, tmp_path).stdout.strip() == "python3.12"
+    named = choose(root, tmp_path, PYTHON=str(tmp_path / "python3"))
+    assert named.returncode == 2 and "too old" in named.stderr and "3.9" in named.stderr
+    assert "does not run" in choose(root, tmp_path, PYTHON="/nowhere/python").stderr
+
+
+def make_checkout(tmp_path, root, check, test):
+    shutil.copytree(root / ".ci", tmp_path / ".ci")
+    for name, body in (("check", check), ("test", test)):
+        write(tmp_path / "ci" / name, body)
+    return subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                          env=dict(os.environ, CI="true"))
+
+
+@pytest.mark.parametrize("check, test, last, code", [
+    ("echo 3 passed, 0 failed", "echo 40 passed, 0 failed", "43 passed, 0 failed", 0),
+    ("echo 2 passed, 1 failed; exit 1", "echo 40 passed, 0 failed", "42 passed, 1 failed", 1),
+    ("exit 2", "echo 40 passed, 2 failed; exit 1", "40 passed, 3 failed", 1),
+    ("echo 3 passed, 0 failed", "echo 1 passed, 0 failed; echo and then it broke; exit 1", "4 passed, 1 failed", 1)])
+def test_run_sums_and_exits(tmp_path, root, check, test, last, code):
+    done = make_checkout(tmp_path, root, check, test)
+    assert done.stdout.strip().splitlines()[-1] == last and done.returncode == code
