@@ -7,12 +7,13 @@ Docs: https://madet.github.io/madet/metrics/voc.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'average_precision', 'overlaps_plus', 'voc_score', 'class_rows', 'plain']
 
-# %% ../../nbs/metrics/01_voc.ipynb #57789f58
+# %% ../../nbs/metrics/01_voc.ipynb #13bb9957
 import numpy as np
 
 from ..boxes.errors import BadInput
+from .coco import identity
 
-# %% ../../nbs/metrics/01_voc.ipynb #c1224642
+# %% ../../nbs/metrics/01_voc.ipynb #b1a9ced7
 MODES = ("area", "11point")
 
 def average_precision(recall, precision, mode="area"):
@@ -25,7 +26,7 @@ def average_precision(recall, precision, mode="area"):
         return np.cumsum(at)[-1] / kind(11)
     return kind(np.sum(np.diff(recall, prepend=0.) * stairs))
 
-# %% ../../nbs/metrics/01_voc.ipynb #13ab1e83
+# %% ../../nbs/metrics/01_voc.ipynb #cacc25e3
 def overlaps_plus(extra):
     "Paired IoU of `xyxy` boxes `[P,4]` whose sides are x2 - x1 + extra (1 for the devkit's inclusive pixels)"
     def area(boxes): return (boxes[:, 2] - boxes[:, 0] + extra) * (boxes[:, 3] - boxes[:, 1] + extra)
@@ -55,29 +56,27 @@ def _best(det_boxes, of_det, truth_boxes, of_truth, overlap, chunk=1 << 20):
         best[chosen], most[chosen] = truth[order][first], iou[order][first]
     return best, most
 
-# %% ../../nbs/metrics/01_voc.ipynb #399c3727
+# %% ../../nbs/metrics/01_voc.ipynb #ff795608
 def _flat(items, ids, dtype, keys):
     "All objects of a list of dicts as arrays: image number, label, boxes, and the named extra columns"
     def column(name, kind): return [np.asarray(t[name].detach().cpu() if hasattr(t[name], "detach") else t[name], kind) for t in items]
     boxes = [b.reshape(-1, 4) if b.size == 0 else b for b in column("boxes", dtype)]
-    image = np.repeat([ids[_identity(t["image_id"])] for t in items], [len(b) for b in boxes]).astype(np.int64)
+    image = np.repeat([ids[identity(t["image_id"])] for t in items], [len(b) for b in boxes]).astype(np.int64)
     def joined(parts, kind): return np.concatenate([p.reshape(-1) for p in parts]).astype(kind) if parts else np.zeros(0, kind)
     dim = max((b.shape[1] for b in boxes), default=4)
     flat = np.concatenate([b if len(b) else np.zeros((0, dim), dtype) for b in boxes]) if boxes else np.zeros((0, 4), dtype)
     return image, joined(column("labels", np.int64), np.int64), flat, *(joined(column(k, d), d) for k, d in keys)
 
-def _identity(x): return x.item() if hasattr(x, "item") else x
-
 def _image_numbers(truths, results):
     "Image id -> number, with complaints about doubles and strangers"
     ids = {}
     for number, t in enumerate(truths):
-        key = _identity(t["image_id"])
+        key = identity(t["image_id"])
         if key in ids: raise BadInput(f"image id {key!r} occurs twice in the truth; give every image its own id")
         ids[key] = number
     for r in results:
-        if _identity(r["image_id"]) not in ids:
-            raise BadInput(f"detections for image id {_identity(r['image_id'])!r}, which the truth does not have; score them against the truth of the same images")
+        if identity(r["image_id"]) not in ids:
+            raise BadInput(f"detections for image id {identity(r['image_id'])!r}, which the truth does not have; score them against the truth of the same images")
     return ids
 
 def _check(labels, boxes, scores, classes):
@@ -85,7 +84,7 @@ def _check(labels, boxes, scores, classes):
         raise BadInput(f"a label is {labels.min() if labels.min() < 0 else labels.max()}; there are {len(classes)} classes, counted from 0")
     if not np.isfinite(boxes).all() or not np.isfinite(scores).all(): raise BadInput("a box or a score is not finite; remove NaN and infinite values first")
 
-# %% ../../nbs/metrics/01_voc.ipynb #01977bed
+# %% ../../nbs/metrics/01_voc.ipynb #f4a00ef8
 def voc_score(truths, results, classes, iou=.5, mode="area", plus1=False, overlap=None, dtype=np.float64):
     """Pascal VOC average precision at one IoU.
 
@@ -97,7 +96,7 @@ def voc_score(truths, results, classes, iou=.5, mode="area", plus1=False, overla
     if mode not in MODES: raise BadInput(f"AP mode {mode!r} is neither {' nor '.join(MODES)}")
     ids, classes = _image_numbers(truths, results), list(classes)
     truths = [t if t.get("ignore") is not None else dict(t, ignore=np.zeros(len(t["labels"]), bool)) for t in truths]
-    t_image, t_label, t_boxes, ignore = _flat(truths, ids, dtype, [("ignore", bool)])
+    t_image, t_label, t_boxes, ignore = _everywhere(*_flat(truths, ids, dtype, [("ignore", bool)]), len(classes))
     d_image, d_label, d_boxes, scores = _flat(results, ids, dtype, [("scores", dtype)])
     _check(t_label, t_boxes, np.zeros(0), classes), _check(d_label, d_boxes, scores, classes)
     order = np.lexsort((ignore, t_image * len(classes) + t_label))             # of equal overlaps the real truth comes before the difficult one
@@ -114,6 +113,12 @@ def voc_score(truths, results, classes, iou=.5, mode="area", plus1=False, overla
     mean = float(np.mean(np.array(defined, dtype))) if defined else None
     return dict(AP=mean, iou=iou, mode=mode, plus1=plus1, per_class=per_class, images=len(truths), objects=int((~ignore).sum()),
                 detections=len(scores), curves={n: c for n, c in curves.items() if per_class[n]["AP"] is not None})
+
+def _everywhere(image, label, boxes, ignore, classes):
+    "Ignored objects with label -1 (their class is not scored) become ignored objects of every class"
+    many = np.where((label == -1) & ignore, classes, 1)
+    again, nth = np.repeat(np.arange(len(label)), many), np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+    return image[again], np.where(many[again] > 1, nth, np.where((label[again] == -1) & ignore[again], 0, label[again])), boxes[again], ignore[again]
 
 def _judge(d_boxes, d_key, t_boxes, t_key, ignore, iou, overlap):
     "Per detection, sorted by score: is it right, is it wrong (neither: it lies on a difficult truth)"
