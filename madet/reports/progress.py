@@ -3,16 +3,16 @@
 # %% auto #0
 __all__ = ['last_entry', 'clock', 'Pace', 'line', 'Screen']
 
-# %% ../../nbs/reports/12_progress.ipynb #b39c4d73
+# %% ../../nbs/reports/12_progress.ipynb #ba3e4347
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-# %% ../../nbs/reports/12_progress.ipynb #7d632891
+# %% ../../nbs/reports/12_progress.ipynb #0c8b0afb
 def last_entry(path, size=8192):
-    "The last complete JSON object with a `step` in the JSON-lines file `path`, or an empty dict."
+    "The last complete JSON object with `step` and `loss` in the JSON-lines file `path`, or an empty dict."
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))
@@ -21,7 +21,7 @@ def last_entry(path, size=8192):
     for line in reversed(lines):
         try: entry = json.loads(line)
         except ValueError: continue
-        if isinstance(entry, dict) and "step" in entry: return entry
+        if isinstance(entry, dict) and "step" in entry and "loss" in entry: return entry
     return {}
 
 
@@ -31,23 +31,30 @@ def clock(seconds):
     minutes, seconds = divmod(int(seconds + .5), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
-# %% ../../nbs/reports/12_progress.ipynb #b5299786
+# %% ../../nbs/reports/12_progress.ipynb #302b6fe1
 class Pace:
     "Steps and time left of one run, seen from outside."
 
     def __init__(self, folder):
-        self.folder, self.first, self.seen = Path(folder), None, {}
+        self.folder, self.first, self.steps = Path(folder), None, None
+
+    def total(self, entry):
+        "Number of steps of the whole run, None while unknown."
+        if self.steps is None:
+            try: self.steps = entry.get("steps") or json.loads((self.folder / "params.json").read_text()).get("steps") or None
+            except (OSError, ValueError): pass
+        return self.steps
 
     def look(self, now=None):
         "Read the log; gives (step, steps, loss, seconds left), each None where unknown."
         now = time.time() if now is None else now
         entry = last_entry(self.folder / "log.jsonl")
-        step, steps = entry.get("step"), entry.get("steps")
-        if step is None: return None, None, None, None
+        if not entry: return None, None, None, None
+        step, steps = entry["step"], self.total(entry)
         if self.first is None or step < self.first[0]: self.first = step, now
         done, took = step - self.first[0], now - self.first[1]
-        left = (steps - step) * took / done if steps and done > 0 else None
-        return step, steps, entry.get("loss"), left
+        left = entry.get("eta_seconds", (steps - step) * took / done if steps and done > 0 else None)
+        return step, steps, entry["loss"], left
 
 
 def line(name, step, steps, loss, left, width=30):
@@ -56,7 +63,7 @@ def line(name, step, steps, loss, left, width=30):
     share = f"{step / steps:4.0%} of {steps} steps" if steps else f"step {step}"
     return f"  {name:<{width}} {share}" + (f"  loss {loss:.3f}" if isinstance(loss, float) else "") + (f"  left {clock(left)}" if left is not None else "")
 
-# %% ../../nbs/reports/12_progress.ipynb #62577c86
+# %% ../../nbs/reports/12_progress.ipynb #e19c04f1
 class Screen:
     "Progress of many runs on `stream`: redrawn in a terminal, a plain line for each every `every` seconds elsewhere."
 
