@@ -8,7 +8,7 @@ Docs: https://madet.github.io/madet/metrics/coco.html.md"""
 __all__ = ['KEYS', 'SIZES', 'IOUS', 'identity', 'truth_dict', 'result_list', 'check_truth', 'check_results', 'backend_name',
            'summarise', 'score_dicts', 'curves', 'coco_score', 'record_truths', 'plain', 'class_rows', 'size_rows']
 
-# %% ../../nbs/metrics/00_coco.ipynb #7bfeb9a0
+# %% ../../nbs/metrics/00_coco.ipynb #9c26a0ba
 import contextlib
 import importlib.util
 import io
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/metrics/00_coco.ipynb #fb2d782c
+# %% ../../nbs/metrics/00_coco.ipynb #f8333454
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}   # areas in pixels
 IOUS = tuple(np.linspace(.5, .95, 10))
@@ -49,7 +49,7 @@ def _segmentation(mask, where):
         return rle.encode(np.asfortranarray(_array(mask, np.uint8)))
     raise BadInput(f"{where} has no mask; score boxes instead with iou_type='bbox', or give a mask to every object")
 
-# %% ../../nbs/metrics/00_coco.ipynb #7e0ca35a
+# %% ../../nbs/metrics/00_coco.ipynb #d1f9cb0d
 def truth_dict(truths, classes, iou_type="bbox"):
     """In-memory truth as a COCO dictionary, and the number that each image id has in it.
 
@@ -90,7 +90,7 @@ def result_list(results, ids, iou_type="bbox"):
             listed.append(one)
     return listed
 
-# %% ../../nbs/metrics/00_coco.ipynb #997cae66
+# %% ../../nbs/metrics/00_coco.ipynb #d633753f
 def _require(entries, keys, where):
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -128,7 +128,7 @@ def check_results(results, truth, iou_type="bbox", where="results"):
             raise BadInput(f"{where}[{i}]: image id {r['image_id']!r} is not in the truth; score against the truth of the same images")
     return results
 
-# %% ../../nbs/metrics/00_coco.ipynb #9c295882
+# %% ../../nbs/metrics/00_coco.ipynb #3495f8dc
 def backend_name(backend="auto"):
     "`'faster'` or `'pycocotools'`: what a request comes to on this machine"
     if backend not in ("auto", "faster", "pycocotools"): raise BadInput(f"backend {backend!r} is none of auto, faster, pycocotools")
@@ -182,7 +182,7 @@ def _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name):
     judge.accumulate()
     return judge
 
-# %% ../../nbs/metrics/00_coco.ipynb #b42c302c
+# %% ../../nbs/metrics/00_coco.ipynb #c1107fd8
 def _mean(values):
     "Mean of what is defined (the reference marks the rest by -1), `None` if nothing is"
     values = values[values > -1]
@@ -198,7 +198,7 @@ def summarise(precision, recall, ious, max_dets):
     summary |= {f"AR{n}": _mean(recall[..., all_, m]) for m, n in enumerate(max_dets)}
     return summary | {f"AR{s}": _mean(recall[..., i, -1]) for s, i in zip("sml", (small, medium, large))}
 
-# %% ../../nbs/metrics/00_coco.ipynb #2da580f1
+# %% ../../nbs/metrics/00_coco.ipynb #e414cba1
 def score_dicts(truth, results, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS, where=("truth", "results")):
     """Score a result list (or a COCO dictionary whose annotations carry `score`) against a COCO dictionary.
 
@@ -237,7 +237,7 @@ def curves(score, iou=.5, size="all"):
     if valid.size: drawn["all classes"] = valid.mean(1)
     return {n: (score["recall_points"], p) for n, p in drawn.items() if (p > -1).all()}
 
-# %% ../../nbs/metrics/00_coco.ipynb #711c6173
+# %% ../../nbs/metrics/00_coco.ipynb #d9d58a9d
 def coco_score(truths, results, classes, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS):
     """COCO numbers of in-memory detections; arguments as in `truth_dict` and `result_list`, answer as in `score_dicts`.
 
@@ -259,7 +259,7 @@ def plain(score):
     "What of a score fits in JSON: arrays and curves are left out"
     return {k: v for k, v in score.items() if k not in ("precision", "recall", "scores", "recall_points", "curves", "ious")}
 
-# %% ../../nbs/metrics/00_coco.ipynb #1aac03bb
+# %% ../../nbs/metrics/00_coco.ipynb #7f588674
 def class_rows(score): return [dict(name=n, **v) for n, v in score["per_class"].items()]
 
 def size_rows(score):

@@ -7,13 +7,13 @@ Docs: https://madet.github.io/madet/metrics/voc.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'average_precision', 'overlaps_plus', 'voc_score', 'class_rows', 'plain']
 
-# %% ../../nbs/metrics/01_voc.ipynb #13bb9957
+# %% ../../nbs/metrics/01_voc.ipynb #f67bb4e5
 import numpy as np
 
 from ..boxes.errors import BadInput
 from .coco import identity
 
-# %% ../../nbs/metrics/01_voc.ipynb #b1a9ced7
+# %% ../../nbs/metrics/01_voc.ipynb #10ba59e4
 MODES = ("area", "11point")
 
 def average_precision(recall, precision, mode="area"):
@@ -26,7 +26,7 @@ def average_precision(recall, precision, mode="area"):
         return np.cumsum(at)[-1] / kind(11)
     return kind(np.sum(np.diff(recall, prepend=0.) * stairs))
 
-# %% ../../nbs/metrics/01_voc.ipynb #cacc25e3
+# %% ../../nbs/metrics/01_voc.ipynb #c2193451
 def overlaps_plus(extra):
     "Paired IoU of `xyxy` boxes `[P,4]` whose sides are x2 - x1 + extra (1 for the devkit's inclusive pixels)"
     def area(boxes): return (boxes[:, 2] - boxes[:, 0] + extra) * (boxes[:, 3] - boxes[:, 1] + extra)
@@ -56,7 +56,7 @@ def _best(det_boxes, of_det, truth_boxes, of_truth, overlap, chunk=1 << 20):
         best[chosen], most[chosen] = truth[order][first], iou[order][first]
     return best, most
 
-# %% ../../nbs/metrics/01_voc.ipynb #ff795608
+# %% ../../nbs/metrics/01_voc.ipynb #314a6d44
 def _flat(items, ids, dtype, keys):
     "All objects of a list of dicts as arrays: image number, label, boxes, and the named extra columns"
     def column(name, kind): return [np.asarray(t[name].detach().cpu() if hasattr(t[name], "detach") else t[name], kind) for t in items]
@@ -84,7 +84,7 @@ def _check(labels, boxes, scores, classes):
         raise BadInput(f"a label is {labels.min() if labels.min() < 0 else labels.max()}; there are {len(classes)} classes, counted from 0")
     if not np.isfinite(boxes).all() or not np.isfinite(scores).all(): raise BadInput("a box or a score is not finite; remove NaN and infinite values first")
 
-# %% ../../nbs/metrics/01_voc.ipynb #f4a00ef8
+# %% ../../nbs/metrics/01_voc.ipynb #b5e4f743
 def voc_score(truths, results, classes, iou=.5, mode="area", plus1=False, overlap=None, dtype=np.float64):
     """Pascal VOC average precision at one IoU.
 

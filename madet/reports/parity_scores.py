@@ -7,7 +7,7 @@ Docs: https://madet.github.io/madet/reports/parity_scores.html.md"""
 # %% auto #0
 __all__ = ['TOLERANCE', 'INPUTS', 'eval_voc', 'eval_coco']
 
-# %% ../../nbs/reports/20_parity_scores.ipynb #3a0ef30c
+# %% ../../nbs/reports/20_parity_scores.ipynb #18e92201
 import re
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..boxes.errors import BadInput
 from ..metrics.coco import KEYS, backend_name, score_dicts
 from ..metrics.voc import voc_score
 
-# %% ../../nbs/reports/20_parity_scores.ipynb #5dd37bd5
+# %% ../../nbs/reports/20_parity_scores.ipynb #97e39737
 TOLERANCE = 1e-9
 INPUTS = ("meta", "gt_image", "gt_class", "gt_flag", "gt_boxes", "det_image", "det_class", "det_boxes", "det_scores")
 
@@ -33,7 +33,7 @@ def _scenes(z):
         results.append(dict(image_id=image, boxes=z["det_boxes"][d], labels=z["det_class"][d], scores=z["det_scores"][d]))
     return truths, results
 
-# %% ../../nbs/reports/20_parity_scores.ipynb #9e6326bc
+# %% ../../nbs/reports/20_parity_scores.ipynb #2eae3fc5
 _VOC = re.compile(r"voc(07|12)_(\d+)(_plus1)?_(map|ap|num_gts|num_dets|recall)")
 
 def _voc_answer(score, what):
@@ -54,7 +54,7 @@ def eval_voc(z, meta):
         computed = _voc_answer(done[year, iou, plus1], what)
         yield name, z[name], computed, *((0, "exact") if what.startswith("num") else (TOLERANCE, "absolute"))
 
-# %% ../../nbs/reports/20_parity_scores.ipynb #bd1cbdb5
+# %% ../../nbs/reports/20_parity_scores.ipynb #1a9192e3
 _COCO = re.compile(r"(stats|precision|recall)(_no_cats|_maxdets|_faster)?")
 
 def _coco_file(z, meta):
