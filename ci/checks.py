@@ -118,6 +118,42 @@ def front_page(root):
     return f"{len(files)} files", list(readme.drift(root))
 
 
+def markdown_outputs(path):
+    """Stored Markdown outputs of a notebook, by cell."""
+    return {cell["id"]: "".join(output["data"]["text/markdown"]) for cell in code_cells(load(path))
+            for output in cell["outputs"] if "text/markdown" in output.get("data", {})}
+
+
+@check("the front page's tables are today's", "run ci/readme")
+def tables_are_fresh(root):
+    with tempfile.TemporaryDirectory(prefix="madet-check-") as folder:
+        copy = Path(folder) / "tree"
+        copy_of(root, copy)
+        env = dict(os.environ, IPYTHONDIR=folder, XDG_CONFIG_HOME=folder, PYTHONPATH=str(copy))
+        stored = markdown_outputs(copy / readme.NOTEBOOK)
+        ran = subprocess.run([Path(sys.executable).parent / "nbdev-test", "--save", copy / readme.NOTEBOOK], cwd=copy, env=env,
+                             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+        if ran.returncode:
+            return "", [f"{readme.NOTEBOOK} does not run: {(ran.stderr or ran.stdout).strip()[-600:]}"]
+        fresh = markdown_outputs(copy / readme.NOTEBOOK)
+    return f"{len(fresh)} tables", [f"{readme.NOTEBOOK}: cell {ident} gives another table now" for ident in sorted(fresh.keys() | stored.keys())
+                                    if fresh.get(ident, "").strip() != stored.get(ident, "").strip()]
+
+
+@check("links in the prose lead somewhere", "correct the path; links in nbs/index.ipynb are relative to nbs/")
+def links(root):
+    said, count = [], 0
+    for path in sorted([*root.glob("*.md"), *root.glob("data/*.md"), *root.glob("papers/*/*.md")]):
+        prose = "".join(part for i, part in enumerate(readme.FENCE.split(path.read_text(encoding="utf-8"))) if not i % 2)
+        for _, link in readme.LINK.findall(prose):
+            target = link.partition("#")[0]
+            if target and not readme.OUTWARD.match(link):
+                count += 1
+                if not (path.parent / target).exists():
+                    said.append(f"{path.relative_to(root)}: {link}")
+    return f"{count} links", said
+
+
 def picture_width(data):
     """Width in pixels of a base64 PNG; 0 for anything else."""
     head = base64.b64decode("".join(data)[:64])

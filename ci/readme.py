@@ -16,6 +16,7 @@ PICTURES = "nbs/images"
 MADE = f"<!-- made by ci/readme from {NOTEBOOK}; edit that -->"
 LINK = re.compile(r"(\]\(|\b(?:src|href)=\")([^)\s\"]+)")
 DIRECTIVE = re.compile(r"^#\|[ \t]*(.*?)[ \t]*$", re.M)
+OUTWARD = re.compile(r"[a-z][a-z0-9+.-]*:|#|/", re.I)
 FENCE = re.compile(r"(^```.*?^```[ \t]*$)", re.M | re.S)
 
 
@@ -25,7 +26,7 @@ def text_of(value):
 
 def from_root(link):
     """A link as written in nbs/, as seen from the root."""
-    if re.match(r"[a-z][a-z0-9+.-]*:|#|/", link, re.I):
+    if OUTWARD.match(link):
         return link
     path, mark, anchor = link.partition("#")
     return posixpath.normpath(posixpath.join("nbs", path)) + mark + anchor

@@ -145,6 +145,28 @@ def test_a_drifting_readme_is_found(copy, planted):
     assert "nbs/images/index_gone.png is shown by nothing" in list(readme.drift(copy))
 
 
+def test_a_table_that_is_out_of_date_is_found(copy, planted):
+    if not (copy / "papers/atss").is_dir():
+        pytest.skip("no paper yet")
+    assert checks.tables_are_fresh(copy)[1] == []
+    planted("nbs/index.ipynb", lambda text: text.replace("| --- ", "| :-- ", 1))
+    assert "another table now" in checks.tables_are_fresh(copy)[1][0]
+
+
+def test_a_dead_link_is_found(tmp_path):
+    write(tmp_path / "README.md", "[a](nbs/gone.ipynb#x) [b](#here) [c](https://a.b) [d](README.md)\n```\n[e](nowhere)\n```\n")
+    assert checks.links(tmp_path) == ("2 links", ["README.md: nbs/gone.ipynb#x"])
+
+
+def test_the_demo_names_rows_that_exist(root):
+    import csv
+    import re
+    named = re.findall(r"--only (\S+)", (root / "ci/demo").read_text())
+    with open(root / "papers/atss/grid.csv", newline="") as file:
+        rows = {row["row"]: row["scales"].split() for row in csv.DictReader(file)}
+    assert len(named) == 2 and all("thimble" in rows.get(name, []) for name in named)
+
+
 def cell(kind, source, **more):
     return {"cell_type": kind, "id": "abc", "metadata": {}, "source": source} | more
 
