@@ -4,19 +4,19 @@
 __all__ = ['running', 'rank', 'world', 'pick_device', 'processes', 'cores', 'thread_environment', 'share_cores', 'agree',
            'mean_of', 'gather', 'wait', 'spread', 'quietly']
 
-# %% ../../nbs/training/04_distributed.ipynb #22739fc9
+# %% ../../nbs/training/04_distributed.ipynb #517cdd6c
 import os
 from contextlib import contextmanager, nullcontext
 
-# %% ../../nbs/training/04_distributed.ipynb #86b0bbe8
+# %% ../../nbs/training/04_distributed.ipynb #3da8c6f4
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-# %% ../../nbs/training/04_distributed.ipynb #57c5017c
+# %% ../../nbs/training/04_distributed.ipynb #1175bb06
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/training/04_distributed.ipynb #298cbce6
+# %% ../../nbs/training/04_distributed.ipynb #7a44ffe9
 def running() -> bool:
     """Whether this process is one of several that talk to each other."""
     return dist.is_available() and dist.is_initialized()
@@ -60,7 +60,7 @@ def processes(device=""):
         if joined:
             dist.destroy_process_group()
 
-# %% ../../nbs/training/04_distributed.ipynb #3640bf66
+# %% ../../nbs/training/04_distributed.ipynb #9b99a3b1
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -78,7 +78,7 @@ def share_cores(jobs=1) -> int:
         torch.set_num_threads(max(1, cores() // max(1, jobs)))
     return torch.get_num_threads()
 
-# %% ../../nbs/training/04_distributed.ipynb #a191b6e9
+# %% ../../nbs/training/04_distributed.ipynb #782cbb1f
 def agree(code, device="cpu") -> int:
     """The largest `code` (a small whole number) of all processes; every process must ask at the same place."""
     if not running():
