@@ -11,6 +11,7 @@ import pytest
 import checks
 import floors
 import readme
+import save
 import suite
 
 
@@ -199,6 +200,32 @@ def test_stored_outputs_are_judged(tmp_path, outputs, words):
     notebook(tmp_path / "nbs/boxes/00_planted.ipynb", [cell("code", "1", outputs=outputs)])
     _, said = checks.outputs(tmp_path)
     assert len(said) == 1 and words in said[0]
+
+
+def png(width, height, noisy):
+    import io
+
+    import numpy as np
+    from PIL import Image
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3)) if noisy else np.zeros((height, width, 3))
+    if noisy:  # as a photograph: smooth with some grain
+        pixels = pixels // 8 + np.linspace(0, 200, width)[None, :, None].astype(int)
+    out = io.BytesIO()
+    Image.fromarray(pixels.astype("uint8")).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_stored_pictures_shrink(tmp_path):
+    import base64
+    photo, drawing = png(1200, 400, True), png(1200, 400, False)
+    assert save.smaller(photo, False)[0] == "image/jpeg" and len(save.smaller(photo, False)[1]) < len(photo) / 2
+    assert save.smaller(drawing, False) == ("image/png", drawing)
+    outputs = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(p).decode()}} for p in (photo, drawing)]
+    path = notebook(tmp_path / "nbs/a.ipynb", [cell("code", "1", outputs=outputs)])
+    assert save.slim(path, halve=True) > 0
+    kept = json.loads(path.read_text())["cells"][0]["outputs"]
+    assert checks.picture_width(kept[1]["data"]["image/png"]) == 600
+    assert save.slim(path, halve=True) == 0
 
 
 @pytest.mark.parametrize("tags, outputs, good", [(["parameters"], [], True), ([], [], False), (["parameters"], [{}], False)])
