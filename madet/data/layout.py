@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'canonical', 'Source', 'Layout', 'split_of', 'split_of_json', 'group_of_json', 'look', 'choose', 'listed']
 
-# %% ../../nbs/data/09_layout.ipynb #1712fc11
+# %% ../../nbs/data/09_layout.ipynb #1d11ffaa
 import os
 import re
 from collections import defaultdict
@@ -14,7 +14,7 @@ from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .pixels import IMAGE_SUFFIXES
 
-# %% ../../nbs/data/09_layout.ipynb #d59b78ba
+# %% ../../nbs/data/09_layout.ipynb #85d4715a
 SPLITS = ("train", "trainval", "val", "valid", "test", "unlabelled")   # no other name is a split
 
 
@@ -41,8 +41,9 @@ class Layout:
     sources: list[Source] = field(default_factory=list)
     lists: dict[str, list[tuple[str, str]]] = field(default_factory=dict)   # split: (name, file:line)
     foreign: list[str] = field(default_factory=list)                        # label formats that are seen and not read
+    alone: bool = False                                                     # one JSON was given, not a folder
 
-# %% ../../nbs/data/09_layout.ipynb #0209ad3d
+# %% ../../nbs/data/09_layout.ipynb #936cc0fa
 def split_of(path: Path, root: Path) -> str | None:
     "The split that a sub-folder name gives to a file, the innermost one counting."
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[:-1]
@@ -66,8 +67,9 @@ def _plain_folder(path: Path, root: Path) -> str:
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[-2:-1]
     return "/".join(part for part in parts if part.lower() not in SPLITS)
 
-# %% ../../nbs/data/09_layout.ipynb #73cda183
+# %% ../../nbs/data/09_layout.ipynb #3b3e3e14
 _BESIDE = ("JPEGImages", "images", "Images", "image", "img", "imgs", "train2017", "val2017", "test2017", *SPLITS)
+_MASKS = re.compile("segmentation|stuffthingmaps|panoptic|masks?$", re.I)   # folders of painted masks
 
 
 def look(path: Path) -> Layout:
@@ -77,7 +79,7 @@ def look(path: Path) -> Layout:
     if path.is_file(): return _look_at_file(path)
     path = _entered(path)
     files = _walk(path)
-    layout = Layout(path, [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES])
+    layout = Layout(path, _pictures(files, path))
     beside = not layout.images
     if beside: layout.images = _beside(path.parent)
     labels = [file for file in files if file.suffix.lower() in (".xml", ".txt", ".json") and "ImageSets" not in file.parts[:-1]]
@@ -92,9 +94,9 @@ def _look_at_file(path: Path) -> Layout:
     if path.suffix.lower() != ".json":
         raise BadInput(f"{path} is a single file and no COCO JSON; give the folder that holds pictures and labels.")
     root = path.parent
-    images = [file for file in _walk(root) if file.suffix.lower() in IMAGE_SUFFIXES] or _beside(root.parent)
-    head = _ends_of(path)
-    return Layout(root, images, [Source(group_of_json(path, root), "coco", [path], _five_numbers(head))], _lists(root))
+    images = _pictures(_walk(root), root) or _beside(root.parent)
+    source = Source(group_of_json(path, root), "coco", [path], _five_numbers(_ends_of(path)))
+    return Layout(root, images, [source], _lists(root), alone=True)
 
 
 def _entered(path: Path) -> Path:
@@ -111,8 +113,14 @@ def _walk(path: Path) -> list[Path]:
     return files
 
 
+def _pictures(files: list[Path], root: Path) -> list[Path]:
+    "Files that are pictures; painted masks, which have their pictures' names, are none."
+    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
+            and not any(_MASKS.match(part) for part in file.relative_to(root).parts[:-1])]
+
+
 def _beside(parent: Path) -> list[Path]:
-    return [file for name in _BESIDE if (parent / name).is_dir() for file in _walk(parent / name) if file.suffix.lower() in IMAGE_SUFFIXES]
+    return [file for name in _BESIDE if (parent / name).is_dir() for file in _pictures(_walk(parent / name), parent)]
 
 
 def _lists(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -123,9 +131,9 @@ def _lists(root: Path) -> dict[str, list[tuple[str, str]]]:
             if file.stem.lower() not in SPLITS or file.stem.lower() in lists: continue
             lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             lists[file.stem.lower()] = [(line.strip(), f"{file}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
-    return lists
+    return {split: lists[split] for split in SPLITS if split in lists}
 
-# %% ../../nbs/data/09_layout.ipynb #c77ce81f
+# %% ../../nbs/data/09_layout.ipynb #ac4bf180
 _LIST = re.compile(r'"(images|annotations?)"\s*:\s*\[')
 _BOX = re.compile(r'"bbox"\s*:\s*\[([^\]]*)\]')
 
@@ -197,7 +205,7 @@ def _number(field: str) -> bool:
     try: return float(field) is not None
     except ValueError: return False
 
-# %% ../../nbs/data/09_layout.ipynb #cfd4d9e2
+# %% ../../nbs/data/09_layout.ipynb #8399d2ea
 def choose(layout: Layout, labels: str | None = None, geometry: Upright | Rotated | None = None) -> Source:
     "The set of labels to read, by name (or format) or by what suits the geometry."
     sources = layout.sources
