@@ -6,9 +6,10 @@ Docs: https://madet.github.io/madet/metrics/coco.html.md"""
 
 # %% auto #0
 __all__ = ['KEYS', 'SIZES', 'IOUS', 'identity', 'truth_dict', 'result_list', 'check_truth', 'check_results', 'backend_name',
-           'summarise', 'score_dicts', 'curves', 'coco_score', 'record_truths', 'plain', 'class_rows', 'size_rows']
+           'summarise', 'score_dicts', 'category_names', 'curves', 'coco_score', 'record_truths', 'plain', 'class_rows',
+           'size_rows']
 
-# %% ../../nbs/metrics/00_coco.ipynb #9c26a0ba
+# %% ../../nbs/metrics/00_coco.ipynb #7313526b
 import contextlib
 import importlib.util
 import io
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/metrics/00_coco.ipynb #f8333454
+# %% ../../nbs/metrics/00_coco.ipynb #9d960d51
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}   # areas in pixels
 IOUS = tuple(np.linspace(.5, .95, 10))
@@ -40,7 +41,7 @@ def _xywh(xyxy):
 
 def _segmentation(mask, where):
     "A COCO segmentation of a run-length dict, of polygons `[K, 2]` (or flat lists), or of a binary mask `[H, W]`"
-    if isinstance(mask, dict):
+    if isinstance(mask, dict) and "counts" in mask:
         return dict(mask, counts=mask["counts"] if isinstance(mask["counts"], (bytes, str)) else list(mask["counts"]))
     if isinstance(mask, (list, tuple)) and len(mask):
         return [_array(p).ravel().tolist() for p in mask]
@@ -49,7 +50,7 @@ def _segmentation(mask, where):
         return rle.encode(np.asfortranarray(_array(mask, np.uint8)))
     raise BadInput(f"{where} has no mask; score boxes instead with iou_type='bbox', or give a mask to every object")
 
-# %% ../../nbs/metrics/00_coco.ipynb #d1f9cb0d
+# %% ../../nbs/metrics/00_coco.ipynb #5415ff16
 def truth_dict(truths, classes, iou_type="bbox"):
     """In-memory truth as a COCO dictionary, and the number that each image id has in it.
 
@@ -90,13 +91,14 @@ def result_list(results, ids, iou_type="bbox"):
             listed.append(one)
     return listed
 
-# %% ../../nbs/metrics/00_coco.ipynb #d633753f
+# %% ../../nbs/metrics/00_coco.ipynb #66dd2596
 def _require(entries, keys, where):
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise BadInput(f"{where}[{i}] is {type(entry).__name__}, not an object; COCO wants an object with {', '.join(keys)}")
         for key in keys:
             if key not in entry: raise BadInput(f"{where}[{i}] has no '{key}'; every entry needs {', '.join(keys)}")
+            if key.endswith("id") and not isinstance(entry[key], (int, float, str)): raise BadInput(f"{where}[{i}]: '{key}' is {entry[key]!r}; it must be a number or a text")
 
 def _numbers(entry, key, count, where):
     values = entry[key] if count > 1 else [entry[key]]
@@ -128,7 +130,7 @@ def check_results(results, truth, iou_type="bbox", where="results"):
             raise BadInput(f"{where}[{i}]: image id {r['image_id']!r} is not in the truth; score against the truth of the same images")
     return results
 
-# %% ../../nbs/metrics/00_coco.ipynb #3495f8dc
+# %% ../../nbs/metrics/00_coco.ipynb #800cb4a9
 def backend_name(backend="auto"):
     "`'faster'` or `'pycocotools'`: what a request comes to on this machine"
     if backend not in ("auto", "faster", "pycocotools"): raise BadInput(f"backend {backend!r} is none of auto, faster, pycocotools")
@@ -148,11 +150,15 @@ def _api(name):
 def _run_length(one, image, mask):
     "Run lengths of a segmentation, painted on its image where it comes as polygons"
     shape = one["segmentation"]
-    if isinstance(shape, dict) and not isinstance(shape["counts"], list): return shape
-    height, width = shape["size"] if isinstance(shape, dict) else (image.get("height"), image.get("width"))
-    if not height or not width: raise BadInput(f"image {image['id']!r} has polygons but no width and height; add both to the truth's images")
-    painted = mask.frPyObjects(shape, height, width)
-    return mask.merge(painted) if isinstance(painted, list) else painted
+    if isinstance(shape, dict) and isinstance(shape.get("counts"), (str, bytes)) and len(shape.get("size", ())) == 2: return shape
+    try:
+        height, width = shape["size"] if isinstance(shape, dict) else (image.get("height"), image.get("width"))
+        if not height or not width: raise BadInput(f"image {image['id']!r} has polygons but no width and height; add both to the truth's images")
+        painted = mask.frPyObjects(shape, height, width)
+        return mask.merge(painted) if isinstance(painted, list) else painted
+    except BadInput: raise
+    except Exception:                                     # the reference raises all kinds here
+        raise BadInput(f"a segmentation on image {image['id']!r} is neither polygons nor run lengths; it begins {str(shape)[:40]!r}") from None
 
 def _filled(annotations, images, iou_type, mask, results=False):
     "Annotations numbered from 1, each with an area, a crowd flag and what the reference reads"
@@ -160,20 +166,31 @@ def _filled(annotations, images, iou_type, mask, results=False):
     filled = []
     for number, one in enumerate(annotations, 1):
         one = dict(one, id=number, iscrowd=0 if results else int(one.get("iscrowd") or 0))
-        if iou_type == "segm" and one["image_id"] in images: one["segmentation"] = _run_length(one, images[one["image_id"]], mask)
+        if iou_type == "segm": one["segmentation"] = _run_length(one, images[one["image_id"]], mask)
         if results or one.get("area") is None:
             one["area"] = one["bbox"][2] * one["bbox"][3] if box_area else float(mask.area(one["segmentation"]))
         filled.append(one)
     return filled
 
+def _numbered(truth, results):
+    "The same with whole numbers for image and category ids, which the C++ reference asks for; their order is kept"
+    def numbers(entries):
+        ids = [e["id"] for e in entries]
+        return {i: i for i in ids} if all(isinstance(i, int) for i in ids) else {i: n for n, i in enumerate(sorted(ids, key=str), 1)}
+    images, categories = numbers(truth["images"]), numbers(truth["categories"])
+    def moved(entries): return [dict(e, image_id=images[e["image_id"]], category_id=categories.get(e["category_id"], -7)) for e in entries if e["image_id"] in images]
+    return dict(truth, images=[dict(i, id=images[i["id"]]) for i in truth["images"]], categories=[dict(c, id=categories[c["id"]]) for c in truth["categories"]],
+                annotations=moved(truth["annotations"])), moved(results)
+
 def _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name):
     "precision `[T,R,K,A,M]`, recall `[T,K,A,M]` and scores `[T,R,K,A,M]` of the reference, in silence"
     COCO, evaluator, mask = _api(name)
+    truth, results = _numbered(truth, results)
     images = {i["id"]: i for i in truth["images"]}
     sides = []
     for annotations, are_results in ((truth["annotations"], False), (results, True)):
         side = COCO()
-        side.dataset = dict(truth, annotations=_filled([a for a in annotations if a["image_id"] in images], images, iou_type, mask, are_results))
+        side.dataset = dict(truth, annotations=_filled(annotations, images, iou_type, mask, are_results))
         side.createIndex()
         sides.append(side)
     judge = evaluator(*sides, iou_type)
@@ -182,7 +199,7 @@ def _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name):
     judge.accumulate()
     return judge
 
-# %% ../../nbs/metrics/00_coco.ipynb #c1107fd8
+# %% ../../nbs/metrics/00_coco.ipynb #a5139c02
 def _mean(values):
     "Mean of what is defined (the reference marks the rest by -1), `None` if nothing is"
     values = values[values > -1]
@@ -198,7 +215,7 @@ def summarise(precision, recall, ious, max_dets):
     summary |= {f"AR{n}": _mean(recall[..., all_, m]) for m, n in enumerate(max_dets)}
     return summary | {f"AR{s}": _mean(recall[..., i, -1]) for s, i in zip("sml", (small, medium, large))}
 
-# %% ../../nbs/metrics/00_coco.ipynb #e414cba1
+# %% ../../nbs/metrics/00_coco.ipynb #7fb2448c
 def score_dicts(truth, results, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS, where=("truth", "results")):
     """Score a result list (or a COCO dictionary whose annotations carry `score`) against a COCO dictionary.
 
@@ -212,17 +229,18 @@ def score_dicts(truth, results, iou_type="bbox", max_dets=(1, 10, 100), use_cats
         judge = _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name)
     precision, recall, scores = (np.asarray(judge.eval[k]) for k in ("precision", "recall", "scores"))
     real = [a for a in truth["annotations"] if not a.get("iscrowd")]
-    names = _names(truth["categories"]) if use_cats else {}
+    named = category_names(truth["categories"]) if use_cats else {}
     score = summarise(precision, recall, np.array(ious), max_dets)
-    score["per_class"] = {n: _of_class(precision, recall, k, np.array(ious), sum(a["category_id"] == c for a in real)) for k, (c, n) in enumerate(names.items())}
+    score["per_class"] = {n: _of_class(precision, recall, k, np.array(ious), sum(a["category_id"] == c for a in real)) for k, (c, n) in enumerate(named.items())}
     score |= dict(iou_type=iou_type, images=len(truth["images"]), objects=len(real), detections=len(results), backend=name, max_dets=max_dets,
                   precision=precision, recall=recall, scores=scores, recall_points=np.asarray(judge.params.recThrs), ious=np.array(ious))
     return score | dict(curves=curves(score))
 
-def _names(categories):
+def category_names(categories):
     "Category id -> name in the reference's order; a name that occurs twice is told apart by its id"
-    names = [str(c.get("name", c["id"])) for c in categories]
-    return dict(sorted((c["id"], n if names.count(n) == 1 else f"{n} ({c['id']})") for c, n in zip(categories, names)))
+    plain_names = [str(c.get("name", c["id"])) for c in categories]
+    return dict(sorted(((c["id"], n if plain_names.count(n) == 1 else f"{n} ({c['id']})") for c, n in zip(categories, plain_names)),
+                       key=lambda pair: pair[0] if all(isinstance(c['id'], int) for c in categories) else str(pair[0])))
 
 def _of_class(precision, recall, k, ious, objects):
     one = summarise(precision[:, :, [k]], recall[:, [k]], ious, ["all"] * recall.shape[-1])
@@ -237,7 +255,7 @@ def curves(score, iou=.5, size="all"):
     if valid.size: drawn["all classes"] = valid.mean(1)
     return {n: (score["recall_points"], p) for n, p in drawn.items() if (p > -1).all()}
 
-# %% ../../nbs/metrics/00_coco.ipynb #d9d58a9d
+# %% ../../nbs/metrics/00_coco.ipynb #43d5b93d
 def coco_score(truths, results, classes, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS):
     """COCO numbers of in-memory detections; arguments as in `truth_dict` and `result_list`, answer as in `score_dicts`.
 
@@ -259,7 +277,7 @@ def plain(score):
     "What of a score fits in JSON: arrays and curves are left out"
     return {k: v for k, v in score.items() if k not in ("precision", "recall", "scores", "recall_points", "curves", "ious")}
 
-# %% ../../nbs/metrics/00_coco.ipynb #7f588674
+# %% ../../nbs/metrics/00_coco.ipynb #10d47da8
 def class_rows(score): return [dict(name=n, **v) for n, v in score["per_class"].items()]
 
 def size_rows(score):
