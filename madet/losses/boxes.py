@@ -3,17 +3,17 @@
 # %% auto #0
 __all__ = ['iou_loss', 'giou_loss', 'diou_loss', 'ciou_loss', 'eiou_loss', 'bounded_iou_loss', 'l1_loss', 'smooth_l1_loss']
 
-# %% ../../nbs/losses/02_boxes.ipynb #ee73e86e
+# %% ../../nbs/losses/02_boxes.ipynb #8af8f1e7
 import torch
 from torch import Tensor
 
-# %% ../../nbs/losses/02_boxes.ipynb #f66404a0
+# %% ../../nbs/losses/02_boxes.ipynb #fb48e435
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Upright
 from ..boxes.upright import EPS, ciou_paired, diou_paired, giou_paired
 from .reduce import wide
 
-# %% ../../nbs/losses/02_boxes.ipynb #ef8d5e41
+# %% ../../nbs/losses/02_boxes.ipynb #7289383d
 def iou_loss(pred: Tensor, target: Tensor,   # [A, dim]
              geometry=Upright(),             # whose paired IoU is taken
              kind: str = "linear",           # linear: 1 - IoU; square: 1 - IoU^2; log: -ln IoU
@@ -26,7 +26,7 @@ def iou_loss(pred: Tensor, target: Tensor,   # [A, dim]
     if kind == "log": return -iou.clamp(min=eps).log()
     raise BadInput(f"{kind!r} is no kind of IoU loss; choose linear, square or log.")
 
-# %% ../../nbs/losses/02_boxes.ipynb #c732835f
+# %% ../../nbs/losses/02_boxes.ipynb #7df3fafe
 def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
     "1 - GIoU, `[A, 4]` xyxy twice to `[A]` in 0..2 (Rezatofighi et al., CVPR 2019)."
     return 1 - giou_paired(wide(pred), wide(target))
@@ -44,7 +44,7 @@ def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
     """
     return 1 - ciou_paired(wide(pred), wide(target)).clamp(-1, 1)
 
-# %% ../../nbs/losses/02_boxes.ipynb #7cad2c72
+# %% ../../nbs/losses/02_boxes.ipynb #d468d654
 def _extended_overlap(pred: Tensor, target: Tensor) -> Tensor:
     "Area of overlap, continued to negative values where boxes miss; [A]."
     corner = torch.minimum(pred[:, :2], target[:, :2])
@@ -53,7 +53,7 @@ def _extended_overlap(pred: Tensor, target: Tensor) -> Tensor:
     low, high = torch.minimum(start, end), torch.maximum(start, end)
     return end.prod(-1) + low.prod(-1) - start[:, 0] * high[:, 1] - high[:, 0] * start[:, 1]
 
-# %% ../../nbs/losses/02_boxes.ipynb #0a99e13a
+# %% ../../nbs/losses/02_boxes.ipynb #4a8577bc
 def eiou_loss(pred: Tensor, target: Tensor, smooth_point: float = 0.1, eps: float = 1e-7) -> Tensor:
     "Smooth extended-IoU loss, `[A, 4]` xyxy twice to `[A]` (Peng and Yu, TPAMI 2021)."
     pred, target = wide(pred), wide(target)
@@ -62,7 +62,7 @@ def eiou_loss(pred: Tensor, target: Tensor, smooth_point: float = 0.1, eps: floa
     loss = 1 - overlap / (area(pred) + area(target) - overlap + eps)
     return torch.where(loss < smooth_point, loss * loss / (2 * smooth_point), loss - smooth_point / 2)
 
-# %% ../../nbs/losses/02_boxes.ipynb #c8c5e8d6
+# %% ../../nbs/losses/02_boxes.ipynb #0d185c70
 def bounded_iou_loss(pred: Tensor, target: Tensor, beta: float = 0.2, eps: float = 1e-3) -> Tensor:
     "Bounded IoU loss of centre x, centre y, width and height; `[A, 4]` xyxy twice to `[A, 4]` (Tychsen-Smith and Petersson, CVPR 2018)."
     pred, target = wide(pred), wide(target).detach()
@@ -72,13 +72,13 @@ def bounded_iou_loss(pred: Tensor, target: Tensor, beta: float = 0.2, eps: float
     at_size = 1 - torch.minimum(want / (size + eps), size / (want + eps))
     return _smooth(torch.cat([at_centre, at_size], -1), beta)
 
-# %% ../../nbs/losses/02_boxes.ipynb #a2bb7f8d
+# %% ../../nbs/losses/02_boxes.ipynb #b9808b9e
 def _smooth(x: Tensor, beta: float) -> Tensor:
     "|x| with its corner rounded off up to `beta`: x^2 / (2 beta) there, |x| - beta / 2 beyond."
     size = x.abs()
     return torch.where(size < beta, size * size / (2 * beta), size - beta / 2) if beta > 0 else size
 
-# %% ../../nbs/losses/02_boxes.ipynb #8e6ceb55
+# %% ../../nbs/losses/02_boxes.ipynb #0e44ba58
 def l1_loss(pred: Tensor, target: Tensor) -> Tensor:
     "Absolute difference of every coordinate, unreduced."
     return (wide(pred) - wide(target)).abs()
