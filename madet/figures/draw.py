@@ -9,7 +9,7 @@ __all__ = ['PALETTE', 'TRUTH', 'HALO', 'QUIET', 'colours', 'to_array', 'outlines
            'draw_truth', 'draw_assignment', 'draw_detections', 'contact_sheet', 'save_png', 'pr_curves', 'loss_curves',
            'annotate']
 
-# %% ../../nbs/figures/00_draw.ipynb #b390aa29
+# %% ../../nbs/figures/00_draw.ipynb #39e43dd5
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 
-# %% ../../nbs/figures/00_draw.ipynb #c888ec6f
+# %% ../../nbs/figures/00_draw.ipynb #f33c867f
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")   # classes and pyramid levels, in this order
 TRUTH, HALO, QUIET = "#F7F7F7", "#202020", "#888888"      # truth is light with a dark rim, so that it shows on any ground
 
@@ -34,7 +34,7 @@ def colours(count):
     "`count` colours, beginning again after seven"
     return list(islice(cycle(PALETTE), count))
 
-# %% ../../nbs/figures/00_draw.ipynb #2b86ec97
+# %% ../../nbs/figures/00_draw.ipynb #d8cbe299
 def to_array(image):
     "Image as `[H, W, 3]` uint8: CHW or HWC or HW, bytes or floats in [0, 1], tensor, array or PIL; the last channel of four is dropped"
     if isinstance(image, Image.Image): return np.asarray(image.convert("RGB"))
@@ -65,7 +65,7 @@ def captions(count, labels=None, scores=None, classes=None):
     names = ["" if l is None else str(l) if classes is None or not 0 <= l < len(classes) else classes[l] for l in _per_box(labels, count)]
     return [" ".join(filter(None, (n, "" if s is None else f"{s:.2f}"))) for n, s in zip(names, _per_box(scores, count))]
 
-# %% ../../nbs/figures/00_draw.ipynb #3c4f38fc
+# %% ../../nbs/figures/00_draw.ipynb #65f93896
 def show_image(ax, image):
     "The image on axes in pixel coordinates, without ticks"
     if image is not None:
@@ -101,7 +101,7 @@ def draw_truth(ax, image, boxes, labels=None, classes=None, ignore=None, width=1
     "Truth `[G, 4|5]`: one light outline with a dark rim for every class, ignored ones hatched"
     return draw_boxes(ax, image, boxes, labels, classes=classes, colour=TRUTH, ignore=ignore, width=width, rim=True)
 
-# %% ../../nbs/figures/00_draw.ipynb #3954d79c
+# %% ../../nbs/figures/00_draw.ipynb #cba95825
 def _levels(priors, sizes, strides):
     "Centres `[A, 2]` of priors, points or boxes, and the level of each"
     sizes, strides = sizes or getattr(priors, "sizes", None), strides or getattr(priors, "strides", None)
@@ -132,7 +132,7 @@ def draw_assignment(ax, image, truths, priors, matched, sizes=None, strides=None
     if legend and handles: ax.legend(handles=handles, fontsize=7, loc="upper center", bbox_to_anchor=(.5, -.01), ncols=min(len(handles), 5), frameon=False, handletextpad=.2)
     return ax
 
-# %% ../../nbs/figures/00_draw.ipynb #9312e7dd
+# %% ../../nbs/figures/00_draw.ipynb #93392b9e
 def _field(thing, name):
     "A value of a dict, of an object, or of an object's `.objects`"
     if isinstance(thing, dict): return thing.get(name)
@@ -173,7 +173,7 @@ def save_png(fig, path, dpi=100):
     plt.close(fig)
     return path
 
-# %% ../../nbs/figures/00_draw.ipynb #928fda82
+# %% ../../nbs/figures/00_draw.ipynb #140f306b
 def pr_curves(score, ax=None, title=None):
     "Precision-recall curves of a score (its `curves`), or of a dict name -> (recall, precision, ...); at most seven classes in colour. Returns the axes."
     curves, per_class = score.get("curves", score), score.get("per_class", {}) if "curves" in score else {}
@@ -208,7 +208,7 @@ def loss_curves(rows, ax=None, keys=None, window=None):
     if keys: ax.legend(fontsize=7)
     return ax
 
-# %% ../../nbs/figures/00_draw.ipynb #3f7ae2b9
+# %% ../../nbs/figures/00_draw.ipynb #69c5a960
 def _hatched(canvas, quad, colour, step):
     "Diagonal lines inside a polygon"
     mask, lines = Image.new("1", canvas.size), Image.new("1", canvas.size)

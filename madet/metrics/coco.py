@@ -9,7 +9,7 @@ __all__ = ['KEYS', 'SIZES', 'IOUS', 'identity', 'truth_dict', 'result_list', 'ch
            'summarise', 'score_dicts', 'category_names', 'curves', 'coco_score', 'record_truths', 'plain', 'class_rows',
            'size_rows']
 
-# %% ../../nbs/metrics/00_coco.ipynb #7313526b
+# %% ../../nbs/metrics/00_coco.ipynb #6387a64c
 import contextlib
 import importlib.util
 import io
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/metrics/00_coco.ipynb #9d960d51
+# %% ../../nbs/metrics/00_coco.ipynb #1bb88e96
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}   # areas in pixels
 IOUS = tuple(np.linspace(.5, .95, 10))
@@ -50,7 +50,7 @@ def _segmentation(mask, where):
         return rle.encode(np.asfortranarray(_array(mask, np.uint8)))
     raise BadInput(f"{where} has no mask; score boxes instead with iou_type='bbox', or give a mask to every object")
 
-# %% ../../nbs/metrics/00_coco.ipynb #5415ff16
+# %% ../../nbs/metrics/00_coco.ipynb #27f4dbaa
 def truth_dict(truths, classes, iou_type="bbox"):
     """In-memory truth as a COCO dictionary, and the number that each image id has in it.
 
@@ -91,7 +91,7 @@ def result_list(results, ids, iou_type="bbox"):
             listed.append(one)
     return listed
 
-# %% ../../nbs/metrics/00_coco.ipynb #66dd2596
+# %% ../../nbs/metrics/00_coco.ipynb #d38659ba
 def _require(entries, keys, where):
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -130,7 +130,7 @@ def check_results(results, truth, iou_type="bbox", where="results"):
             raise BadInput(f"{where}[{i}]: image id {r['image_id']!r} is not in the truth; score against the truth of the same images")
     return results
 
-# %% ../../nbs/metrics/00_coco.ipynb #800cb4a9
+# %% ../../nbs/metrics/00_coco.ipynb #2029f19b
 def backend_name(backend="auto"):
     "`'faster'` or `'pycocotools'`: what a request comes to on this machine"
     if backend not in ("auto", "faster", "pycocotools"): raise BadInput(f"backend {backend!r} is none of auto, faster, pycocotools")
@@ -199,7 +199,7 @@ def _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name):
     judge.accumulate()
     return judge
 
-# %% ../../nbs/metrics/00_coco.ipynb #a5139c02
+# %% ../../nbs/metrics/00_coco.ipynb #a63a0e0b
 def _mean(values):
     "Mean of what is defined (the reference marks the rest by -1), `None` if nothing is"
     values = values[values > -1]
@@ -215,7 +215,7 @@ def summarise(precision, recall, ious, max_dets):
     summary |= {f"AR{n}": _mean(recall[..., all_, m]) for m, n in enumerate(max_dets)}
     return summary | {f"AR{s}": _mean(recall[..., i, -1]) for s, i in zip("sml", (small, medium, large))}
 
-# %% ../../nbs/metrics/00_coco.ipynb #7fb2448c
+# %% ../../nbs/metrics/00_coco.ipynb #1164373d
 def score_dicts(truth, results, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS, where=("truth", "results")):
     """Score a result list (or a COCO dictionary whose annotations carry `score`) against a COCO dictionary.
 
@@ -223,6 +223,7 @@ def score_dicts(truth, results, iou_type="bbox", max_dets=(1, 10, 100), use_cats
     both inputs in complaints. Returns the keys of `summarise` as fractions, `per_class` (name -> AP, AP50, AP75, APs, APm, APl, AR,
     objects), counts, and for figures `precision`, `recall`, `scores`, `recall_points`, `curves`. Raises `BadInput`."""
     if iou_type not in ("bbox", "segm"): raise BadInput(f"iou type {iou_type!r} is neither bbox nor segm")
+    if not max_dets or min(max_dets) < 1: raise BadInput(f"max_dets is {list(max_dets)}; it must be whole numbers from 1")
     check_truth(truth, iou_type, where[0])
     results, name, max_dets = check_results(results, truth, iou_type, where[1]), backend_name(backend), sorted(max_dets)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -255,7 +256,7 @@ def curves(score, iou=.5, size="all"):
     if valid.size: drawn["all classes"] = valid.mean(1)
     return {n: (score["recall_points"], p) for n, p in drawn.items() if (p > -1).all()}
 
-# %% ../../nbs/metrics/00_coco.ipynb #43d5b93d
+# %% ../../nbs/metrics/00_coco.ipynb #308dca75
 def coco_score(truths, results, classes, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS):
     """COCO numbers of in-memory detections; arguments as in `truth_dict` and `result_list`, answer as in `score_dicts`.
 
@@ -277,7 +278,7 @@ def plain(score):
     "What of a score fits in JSON: arrays and curves are left out"
     return {k: v for k, v in score.items() if k not in ("precision", "recall", "scores", "recall_points", "curves", "ious")}
 
-# %% ../../nbs/metrics/00_coco.ipynb #10d47da8
+# %% ../../nbs/metrics/00_coco.ipynb #bde24af5
 def class_rows(score): return [dict(name=n, **v) for n, v in score["per_class"].items()]
 
 def size_rows(score):
