@@ -4,7 +4,7 @@
 __all__ = ['Entry', 'Pictures', 'stem_of', 'shared_start', 'Parts', 'find_parts', 'tenth', 'resolve', 'class_names', 'Opened',
            'Made', 'open_data', 'splits']
 
-# %% ../../nbs/data/05_folder.ipynb #760c28e2
+# %% ../../nbs/data/05_folder.ipynb #581934bf
 import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from .rolabel import read_rolabel
 from .sample import Dataset, Defect, Objects, Record
 from .voc import read_voc
 
-# %% ../../nbs/data/05_folder.ipynb #e54f995e
+# %% ../../nbs/data/05_folder.ipynb #c6c48c19
 @dataclass
 class Entry:
     "One image as found on disk: labels, picture, split by folder; one of the first two may be missing."
@@ -68,7 +68,7 @@ def shared_start(a: tuple, b: tuple) -> list:
     same = [x for x, y in zip(a, b) if x == y]
     return same if list(a[: len(same)]) == same else []
 
-# %% ../../nbs/data/05_folder.ipynb #aef29c07
+# %% ../../nbs/data/05_folder.ipynb #b711a868
 def _read_entries(layout: Layout, source: Source, pictures: Pictures) -> tuple[list[Entry], list[Coco]]:
     "All pages of a set of labels, with their pictures."
     if source.format == "coco":
@@ -82,7 +82,7 @@ def _read_entries(layout: Layout, source: Source, pictures: Pictures) -> tuple[l
         entries.append(Entry(read(path), pictures.find(path.stem, path, split), split))
     return entries, []
 
-# %% ../../nbs/data/05_folder.ipynb #5ef18c89
+# %% ../../nbs/data/05_folder.ipynb #aaa7fd90
 @dataclass
 class Parts:
     "Entries of each split as found on disk, with what was wrong and what was decided."
@@ -153,7 +153,7 @@ def _mention_bare(layout: Layout, entries: list[Entry], parts: Parts):
     bare = [path for path in layout.images if path not in used]
     if bare: parts.said.append(f"{len(bare)} pictures have no label file and are left out (the first is {bare[0].name}).")
 
-# %% ../../nbs/data/05_folder.ipynb #9114b15d
+# %% ../../nbs/data/05_folder.ipynb #45dae32b
 def tenth(names: list[str]) -> set[str]:
     "About a tenth of the names (at least one, never all), chosen by hash; versions of one photograph stay together."
     groups = defaultdict(list)
@@ -165,7 +165,7 @@ def tenth(names: list[str]) -> set[str]:
         chosen |= set(groups[group])
     return chosen
 
-# %% ../../nbs/data/05_folder.ipynb #9de9db63
+# %% ../../nbs/data/05_folder.ipynb #f4265f7c
 def resolve(parts: Parts, split: str | None) -> tuple[list[Entry], list[str]]:
     "Entries of the split that was asked for, derived from others where it is missing, and sentences about that."
     have = defaultdict(list)
@@ -209,7 +209,7 @@ def _name(entry: Entry) -> str:
 def _distinct(entries: list[Entry]) -> list[Entry]:
     return list({id(entry): entry for entry in entries}.values())
 
-# %% ../../nbs/data/05_folder.ipynb #4ff212b8
+# %% ../../nbs/data/05_folder.ipynb #f0ba338f
 def class_names(parts: Parts, files: list[Coco], ignored: tuple[str, ...] = ()) -> tuple[tuple[str, ...], str]:
     "Class names in label order, and a sentence where val or test has names that train lacks ('' = fine)."
     used = {}
@@ -234,7 +234,7 @@ def _names_differ(used: dict[str, list[str]], ignored: tuple[str, ...]) -> str:
                     f"{split} has {', '.join(sorted(set(used[split])))}; correct the spelling or leave a class out with --ignore-class.")
     return ""
 
-# %% ../../nbs/data/05_folder.ipynb #203a84b4
+# %% ../../nbs/data/05_folder.ipynb #e2657edb
 class Opened:
     "A data folder with its labels read; `dataset(split)` makes a `Dataset` of any split."
 
@@ -257,6 +257,7 @@ class Opened:
 
     def _first_words(self) -> list[str]:
         said = [f"{self.root} holds {self.source.format} labels ({self.source.name})." if self.source.files else f"{self.root} holds pictures without labels."]
+        said += [f"There are {kind} labels too, a format that madet does not read." for kind in self.layout.foreign]
         if len(self.layout.sources) > 1:
             said.append(f"Labels found: {listed(self.layout.sources)}; {self.source.name} is read, choose another with --labels NAME.")
         if isinstance(self.geometry, Upright) and self.source.rotated: said.append("The labels are rotated; upright training takes their hulls.")
@@ -274,7 +275,8 @@ class Opened:
         entries, said = resolve(self.parts, split)
         if not entries:
             there = ", ".join(f"{name} {len(found)}" for name, found in self.parts.entries.items()) or "no split"
-            raise BadInput(f"{self.root} has no {split or 'labelled'} images (found: {there}); add them or ask for another split.")
+            cure = "convert its labels, madet does not read that format" if self.layout.foreign else "add them or ask for another split"
+            raise BadInput(f"{self.root} has no {split or 'labelled'} images (found: {there}{''.join(f', {kind} labels' for kind in self.layout.foreign)}); {cure}.")
         made = self.records(entries, self._order(classes))
         return Dataset(made.records, self._order(classes), self.geometry, self.root.absolute().name, self.source.format, split or "all",
                        self.file_defects + made.defects, self.said + said + made.said)
@@ -297,7 +299,7 @@ class Opened:
             raise BadInput(f"{self.root}: not one of {len(entries)} images can be read; the first trouble is at {first}.")
         return made.finish()
 
-# %% ../../nbs/data/05_folder.ipynb #f5ac580e
+# %% ../../nbs/data/05_folder.ipynb #fcf8e32e
 @dataclass
 class Made:
     "Records in the making."
@@ -342,7 +344,7 @@ class Made:
                 if twice[record.image_id] > 1: record.image_id = "/".join(record.path.parts[-3:])
         return self
 
-# %% ../../nbs/data/05_folder.ipynb #8ef6388b
+# %% ../../nbs/data/05_folder.ipynb #f727863c
 def open_data(path: Path, split: str | None = None, labels: str | None = None, ignore_classes: tuple[str, ...] = (),
               geometry: Upright | Rotated | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
     """A data set from a COCO folder or JSON, a VOC, DOTA or roLabelImg folder.

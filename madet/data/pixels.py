@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'orientation', 'upright_pixels', 'header', 'to_rgb', 'read_image']
 
-# %% ../../nbs/data/07_pixels.ipynb #f107a40a
+# %% ../../nbs/data/07_pixels.ipynb #5f48eb21
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/data/07_pixels.ipynb #28bba031
+# %% ../../nbs/data/07_pixels.ipynb #4a4293ec
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm")
 
 _MOVES = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
@@ -33,7 +33,7 @@ def upright_pixels(image: Image.Image) -> Image.Image:
     turn = orientation(image)
     return image.transpose(getattr(Image.Transpose, _MOVES[turn])) if turn in _MOVES else image
 
-# %% ../../nbs/data/07_pixels.ipynb #e90853e9
+# %% ../../nbs/data/07_pixels.ipynb #4dd9bb0e
 def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     "(width, height) as stored and as turned by EXIF, from the header; `BadInput` where it is no whole picture."
     try:
@@ -61,7 +61,7 @@ def _unreadable(path: Path, error: Exception) -> str:
     why = "is not a picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else f"cannot be decoded ({error})"
     return f"{path} {why}; copy or download it again, or take it out of the data set."
 
-# %% ../../nbs/data/07_pixels.ipynb #e5379054
+# %% ../../nbs/data/07_pixels.ipynb #830b4445
 def to_rgb(image: Image.Image) -> np.ndarray:
     "uint8 `[H, W, 3]` of any picture; 16 bits are divided by 257, floating point in [0, 1] is multiplied by 255."
     if image.mode.startswith("I"):

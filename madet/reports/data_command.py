@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'add', 'run', 'draw_page']
 
-# %% ../../nbs/reports/14_data_command.ipynb #e93f98d8
+# %% ../../nbs/reports/14_data_command.ipynb #1f7262a0
 import sys
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..data.layout import canonical
 from ..data.sample import Dataset
 from .cli import document
 
-# %% ../../nbs/reports/14_data_command.ipynb #44db3ee5
+# %% ../../nbs/reports/14_data_command.ipynb #ae23f063
 LEVELS = ("easy", "standard", "hard")
 
 
@@ -53,7 +53,7 @@ def run(args) -> int:
     with document(args.json) as keep:
         return actions[args.action](args, keep)
 
-# %% ../../nbs/reports/14_data_command.ipynb #46ea846a
+# %% ../../nbs/reports/14_data_command.ipynb #3bf10d21
 def _show(args, keep) -> int:
     found = report.survey(args.folder, args.labels, tuple(args.ignore_class))
     print(report.as_text(found))
@@ -78,7 +78,9 @@ def draw_page(found, path: Path, count: int = 12) -> Path | None:
     if not picked or count < 1: return None
     from madet.figures.draw import contact_sheet, save_png      # matplotlib is slow to import, and `check` needs none
     titles = [_short(records[i].path.stem) for i in picked]
-    try: return save_png(contact_sheet([found.dataset.load(i) for i in picked], classes=found.dataset.classes, titles=titles, side=3), path)
+    samples = [found.dataset.load(i) for i in picked]
+    for sample in samples: sample.objects.labels[sample.objects.labels < 0] = len(found.dataset.classes)
+    try: return save_png(contact_sheet(samples, classes=(*found.dataset.classes, "ignored"), titles=titles, side=3), path)
     except OSError as error:
         print(f"No page was drawn: {path} cannot be written ({error.strerror}); name another place with --out.", file=sys.stderr)
         return None
@@ -87,7 +89,7 @@ def draw_page(found, path: Path, count: int = 12) -> Path | None:
 def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"{name[: most - 10]}...{name[-7:]}"
 
-# %% ../../nbs/reports/14_data_command.ipynb #28d17360
+# %% ../../nbs/reports/14_data_command.ipynb #b6fc843b
 def _convert(args, keep) -> int:
     opened = Opened(args.folder, args.labels, ignore_classes=tuple(args.ignore_class), strict=False)
     made = {split: opened.records(entries, opened.classes) for split, entries in opened.parts.entries.items()
