@@ -161,7 +161,7 @@ def picture_width(data):
 
 
 @check(f"stored outputs are there, under {OUTPUT_LIMIT // 1000} kB a notebook and {WIDTH_LIMIT} px wide, without errors",
-       "ci/nb round NOTEBOOK runs it and stores its outputs; smaller or fewer figures where it is too much")
+       "ci/nb round NOTEBOOK runs it and stores its outputs, ci/nb slim NOTEBOOK shrinks stored pictures; fewer figures where that is not enough")
 def outputs(root):
     said, paths, largest = [], notebooks(root, "nbs"), 0
     for path in paths:

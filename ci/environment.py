@@ -104,7 +104,8 @@ def prepare(root):
         if made.returncode:
             give_up(made.stdout + made.stderr + "Making .venv failed; on Debian or Ubuntu `apt install python3-venv` may be missing.")
     else:
-        say("Bringing .venv up to date: the requirements have changed since it was made (seconds, unless PyTorch is among them).")
+        say("Bringing .venv up to date: the requirements have changed (seconds, unless PyTorch is among them)." if old else
+            "Finishing .venv, which is not known to be complete (up to 3 minutes and 6 GB if PyTorch is still missing).")
     stamp.unlink(missing_ok=True)
     seconds = install(python, root, venv / "install.log")
     pair = runs(python, PAIR)
