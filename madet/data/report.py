@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['broken_pixels', 'some', 'Report', 'place', 'survey', 'as_text', 'table']
 
-# %% ../../nbs/data/06_report.ipynb #a1fdae5e
+# %% ../../nbs/data/06_report.ipynb #347e1258
 import hashlib
 import re
 from collections import Counter
@@ -14,10 +14,11 @@ from PIL import Image
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .folder import Entry, Made, Opened, resolve
+from .folder import Made, Opened
+from .parts import Entry, resolve
 from .sample import Dataset, Defect
 
-# %% ../../nbs/data/06_report.ipynb #78db6429
+# %% ../../nbs/data/06_report.ipynb #b2fa3db4
 def broken_pixels(path: Path) -> str:
     "What Pillow says when it decodes a picture; '' where it is sound."
     try:
@@ -33,7 +34,7 @@ def some(paths: list[Path], limit: int) -> list[Path]:
     if len(paths) <= limit: return paths
     return sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())[:limit]
 
-# %% ../../nbs/data/06_report.ipynb #77fb4adf
+# %% ../../nbs/data/06_report.ipynb #3561b04b
 @dataclass
 class Report:
     "What a data folder holds."
@@ -64,7 +65,7 @@ def place(where: str) -> tuple[str, int | str | None]:
     if found is None: return where, None
     return found[1], int(found[2]) if found[2].isdigit() else found[2]
 
-# %% ../../nbs/data/06_report.ipynb #fc8f8131
+# %% ../../nbs/data/06_report.ipynb #c8f2dd87
 def survey(path: Path, labels: str | None = None, ignore_classes: tuple[str, ...] = (), geometry: Upright | Rotated | None = None,
            verify: int = 5000) -> Report:
     "Counts, splits and defects of a data folder; at most `verify` pictures are decoded. `BadInput` if labels, or all pictures, cannot be read."
@@ -97,7 +98,7 @@ def _examine(opened: Opened, report: Report, verify: int) -> dict[int, int]:
     report.dataset = Dataset(made.records, opened.classes, opened.geometry, opened.root.absolute().name, opened.source.format, "all")
     return fates
 
-# %% ../../nbs/data/06_report.ipynb #2f4246c1
+# %% ../../nbs/data/06_report.ipynb #0dc153eb
 def _count(opened: Opened, report: Report, fates: dict[int, int]):
     "Totals and counts of each split."
     everything = {}
@@ -118,7 +119,7 @@ def _classes_of(entries: list[Entry], opened: Opened) -> dict[str, int]:
     names = Counter(mark.name for entry in entries if entry.page for mark in entry.page.marks)
     return {name: names[name] for name in opened.classes}
 
-# %% ../../nbs/data/06_report.ipynb #b88853de
+# %% ../../nbs/data/06_report.ipynb #386c2d57
 def as_text(report: Report, most_defects: int | None = None) -> str:
     "The report for a terminal; file names are shortened to what follows the folder."
     short = _shorten(report.path)
