@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'canonical', 'Source', 'Layout', 'split_of', 'split_of_json', 'group_of_json', 'look', 'choose', 'listed']
 
-# %% ../../nbs/data/09_layout.ipynb #1d11ffaa
+# %% ../../nbs/data/09_layout.ipynb #71919eeb
 import os
 import re
 from collections import defaultdict
@@ -14,7 +14,7 @@ from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .pixels import IMAGE_SUFFIXES
 
-# %% ../../nbs/data/09_layout.ipynb #85d4715a
+# %% ../../nbs/data/09_layout.ipynb #088a743b
 SPLITS = ("train", "trainval", "val", "valid", "test", "unlabelled")   # no other name is a split
 
 
@@ -43,7 +43,7 @@ class Layout:
     foreign: list[str] = field(default_factory=list)                        # label formats that are seen and not read
     alone: bool = False                                                     # one JSON was given, not a folder
 
-# %% ../../nbs/data/09_layout.ipynb #936cc0fa
+# %% ../../nbs/data/09_layout.ipynb #291c59dc
 def split_of(path: Path, root: Path) -> str | None:
     "The split that a sub-folder name gives to a file, the innermost one counting."
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[:-1]
@@ -67,7 +67,7 @@ def _plain_folder(path: Path, root: Path) -> str:
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[-2:-1]
     return "/".join(part for part in parts if part.lower() not in SPLITS)
 
-# %% ../../nbs/data/09_layout.ipynb #3b3e3e14
+# %% ../../nbs/data/09_layout.ipynb #178daa6b
 _BESIDE = ("JPEGImages", "images", "Images", "image", "img", "imgs", "train2017", "val2017", "test2017", *SPLITS)
 _MASKS = re.compile("segmentation|stuffthingmaps|panoptic|masks?$", re.I)   # folders of painted masks
 
@@ -105,9 +105,13 @@ def _entered(path: Path) -> Path:
 
 
 def _walk(path: Path) -> list[Path]:
-    "All files below, sorted, hidden folders left out."
-    files = []
+    "All files below, sorted, hidden folders left out; a link that leads back is not followed."
+    files, been = [], set()
     for folder, inner, names in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in been:
+            inner[:] = []
+            continue
+        been.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
         files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
     return files
@@ -133,7 +137,7 @@ def _lists(root: Path) -> dict[str, list[tuple[str, str]]]:
             lists[file.stem.lower()] = [(line.strip(), f"{file}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
     return {split: lists[split] for split in SPLITS if split in lists}
 
-# %% ../../nbs/data/09_layout.ipynb #ac4bf180
+# %% ../../nbs/data/09_layout.ipynb #cdece4af
 _LIST = re.compile(r'"(images|annotations?)"\s*:\s*\[')
 _BOX = re.compile(r'"bbox"\s*:\s*\[([^\]]*)\]')
 
@@ -205,7 +209,7 @@ def _number(field: str) -> bool:
     try: return float(field) is not None
     except ValueError: return False
 
-# %% ../../nbs/data/09_layout.ipynb #8399d2ea
+# %% ../../nbs/data/09_layout.ipynb #fadcb031
 def choose(layout: Layout, labels: str | None = None, geometry: Upright | Rotated | None = None) -> Source:
     "The set of labels to read, by name (or format) or by what suits the geometry."
     sources = layout.sources
