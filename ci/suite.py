@@ -144,7 +144,7 @@ def golden_folder(root):
 
 
 def run_parity(root, children, only=PARITY, seconds=PARITY_SECONDS):
-    """`madet parity` on the fixtures; one count per case."""
+    """`madet parity` on the fixtures, which prints a line a case on standard error; one count per case."""
     folder = golden_folder(root)
     if folder is None:
         say("not run: no fixtures in ci/golden or $MADET_SHARED/golden")
@@ -160,8 +160,6 @@ def run_parity(root, children, only=PARITY, seconds=PARITY_SECONDS):
     except (ValueError, KeyError, TypeError):
         say(f"FAILED `madet parity` ended with {code} and no JSON: {text[-300:]}")
         return Counter(failed=1)
-    for case in cases:
-        say(f"{'ok    ' if case['ok'] else 'FAILED'} {case['case']}: largest relative error {case['error']}, tolerance {case['tolerance']}")
     good = sum(bool(case["ok"]) for case in cases)
     return Counter(passed=good, failed=max(len(cases) - good, int(code != 0)))
 
