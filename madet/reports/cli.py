@@ -4,7 +4,7 @@
 __all__ = ['GROUPS', 'COMMANDS', 'overview', 'nearest', 'Parser', 'with_dashes', 'parse', 'document', 'plain',
            'listen_to_interrupts', 'refuse', 'main']
 
-# %% ../../nbs/reports/02_cli.ipynb #6235b1e0
+# %% ../../nbs/reports/02_cli.ipynb #f7b7898c
 import argparse
 import contextlib
 import difflib
@@ -17,7 +17,7 @@ import threading
 
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/reports/02_cli.ipynb #d6898bed
+# %% ../../nbs/reports/02_cli.ipynb #ca1958f4
 GROUPS = {
     "make something": {
         "train": "train a detector on a folder of images, or on the embedded set",
@@ -46,7 +46,7 @@ def overview():
             "Every command knows --json: standard output is then one JSON document.\n"
             "Exit codes: 0 done, 1 the answer is no, 2 bad input or usage, 130 interrupted.\n")
 
-# %% ../../nbs/reports/02_cli.ipynb #273b1b1b
+# %% ../../nbs/reports/02_cli.ipynb #d495ecc7
 def nearest(word, known):
     "` Did you mean ...?` for the known word that is closest to `word`, or an empty string."
     plain = {name.lstrip("-"): name for name in known}
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
                  for choice in action.choices.values()]
         return {name for action in self._actions for name in action.option_strings}.union(*(b.options() for b in below))
 
-# %% ../../nbs/reports/02_cli.ipynb #956b3b0f
+# %% ../../nbs/reports/02_cli.ipynb #067f2b2b
 def with_dashes(arguments):
     "Arguments with underscores in option names turned into dashes; values, and all after a lone `--`, are left alone."
     done = []
@@ -81,7 +81,7 @@ def with_dashes(arguments):
         done.append(name.replace("_", "-") + equals + value if word.startswith("--") else word)
     return done
 
-# %% ../../nbs/reports/02_cli.ipynb #f250fa90
+# %% ../../nbs/reports/02_cli.ipynb #ea54c32d
 def parse(arguments):
     "The (module, namespace) of a command line whose first word is a known command; BadInput says what is wrong with it."
     name, *rest = with_dashes(arguments)
@@ -103,7 +103,7 @@ def parse(arguments):
     if unknown: raise BadInput(f"madet {name}: {unknown[0]!r} is one word too many. See madet {name} --help.")
     return module, args
 
-# %% ../../nbs/reports/02_cli.ipynb #a675cf12
+# %% ../../nbs/reports/02_cli.ipynb #aac42c32
 @contextlib.contextmanager
 def document(as_json):
     """Within it, `print` goes to standard error when `as_json`; gives a function that keeps the document to be printed.
@@ -123,7 +123,7 @@ def plain(value):
     if isinstance(value, float) and not (value == value and abs(value) != float("inf")): return None
     return value
 
-# %% ../../nbs/reports/02_cli.ipynb #07f9cdd5
+# %% ../../nbs/reports/02_cli.ipynb #46d7a222
 def listen_to_interrupts():
     "Python's own handler for SIGINT where it was inherited as ignored (main thread only)."
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -155,8 +155,8 @@ def main(argv=None):
         return int(code or 0)
     except SystemExit as leave:                       # argparse's --help
         return leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:                           # `madet ... | head`: whoever read has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -4,7 +4,7 @@
 __all__ = ['Job', 'make_job', 'die_with_parent', 'watch', 'child', 'follow_launcher', 'environment', 'launch', 'last_words',
            'family', 'stop', 'interrupted', 'drive']
 
-# %% ../../nbs/reports/06_driver.ipynb #3e30d682
+# %% ../../nbs/reports/06_driver.ipynb #d91e245c
 import ctypes
 import hashlib
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-# %% ../../nbs/reports/06_driver.ipynb #a0fb134a
+# %% ../../nbs/reports/06_driver.ipynb #79816d00
 @dataclass
 class Job:
     "One row with one seed: what to run and where."
@@ -45,7 +45,7 @@ def make_job(row, seed, params, out):
     digest = hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return Job(row, seed, params, Path(out).resolve() / f"{row}-s{seed}-{digest}")
 
-# %% ../../nbs/reports/06_driver.ipynb #1707ea88
+# %% ../../nbs/reports/06_driver.ipynb #0e4d709e
 def die_with_parent(parent=None):
     """Make this process die (SIGKILL) as soon as its parent does; `parent`: the parent's id, if the caller knows it.
 
@@ -82,7 +82,7 @@ def follow_launcher():
     "In a kernel that `child` started: die with it. Anywhere else: nothing."
     if parent := os.environ.get("MADET_PARENT"): die_with_parent(int(parent))
 
-# %% ../../nbs/reports/06_driver.ipynb #d1325d0d
+# %% ../../nbs/reports/06_driver.ipynb #70583aed
 def environment(threads, device=None):
     "Environment variables for a child: `threads` for the numeric libraries and, if given, one CUDA device."
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -109,7 +109,7 @@ def last_words(folder):
     lines = ["".join(c for c in line if c.isprintable()).strip() for line in lines]
     return next((line for line in reversed(lines) if line), "no word")[:400]
 
-# %% ../../nbs/reports/06_driver.ipynb #15e77bf6
+# %% ../../nbs/reports/06_driver.ipynb #6f52f02e
 def family(process):
     "All living descendants of a child process, kernels first."
     try: return psutil.Process(process.pid).children(recursive=True)
@@ -134,8 +134,9 @@ def stop(processes, patience=60.):
         if process.poll() is None: process.kill()
         process.wait()
 
-# %% ../../nbs/reports/06_driver.ipynb #907251fa
+# %% ../../nbs/reports/06_driver.ipynb #dc3c06d3
 def interrupted(*_):
+    "A signal handler that raises KeyboardInterrupt."
     raise KeyboardInterrupt
 
 

@@ -3,14 +3,14 @@
 # %% auto #0
 __all__ = ['last_entry', 'clock', 'Pace', 'line', 'Screen']
 
-# %% ../../nbs/reports/12_progress.ipynb #ba3e4347
+# %% ../../nbs/reports/12_progress.ipynb #6e4693db
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-# %% ../../nbs/reports/12_progress.ipynb #0c8b0afb
+# %% ../../nbs/reports/12_progress.ipynb #dc9b91e3
 def last_entry(path, size=8192):
     "The last complete JSON object with `step` and `loss` in the JSON-lines file `path`, or an empty dict."
     try:
@@ -31,7 +31,7 @@ def clock(seconds):
     minutes, seconds = divmod(int(seconds + .5), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
-# %% ../../nbs/reports/12_progress.ipynb #302b6fe1
+# %% ../../nbs/reports/12_progress.ipynb #b69e6bd2
 class Pace:
     "Steps and time left of one run, seen from outside."
 
@@ -60,10 +60,11 @@ class Pace:
 def line(name, step, steps, loss, left, width=30):
     "One run in one line of text."
     if step is None: return f"  {name:<{width}} starting"
+    if step == steps: return f"  {name:<{width}} trained {steps} steps, scoring"
     share = f"{step / steps:4.0%} of {steps} steps" if steps else f"step {step}"
     return f"  {name:<{width}} {share}" + (f"  loss {loss:.3f}" if isinstance(loss, float) else "") + (f"  left {clock(left)}" if left is not None else "")
 
-# %% ../../nbs/reports/12_progress.ipynb #e19c04f1
+# %% ../../nbs/reports/12_progress.ipynb #225999ef
 class Screen:
     "Progress of many runs on `stream`: redrawn in a terminal, a plain line for each every `every` seconds elsewhere."
 

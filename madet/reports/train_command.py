@@ -3,16 +3,16 @@
 # %% auto #0
 __all__ = ['add', 'run']
 
-# %% ../../nbs/reports/03_train_command.ipynb #ef16b48c
+# %% ../../nbs/reports/03_train_command.ipynb #16feb2f1
 from .cli import document
 from .options import add_options, typed_options
 from ..training.recipe import SCALES
 
-# %% ../../nbs/reports/03_train_command.ipynb #6ff1b5ee
+# %% ../../nbs/reports/03_train_command.ipynb #3ae5ab5b
 def add(subparsers):
     "Add `madet train` to the command line."
     parser = subparsers.add_parser("train", usage="madet train --method NAME --out RUN [--data DIR] [--scale SCALE] [options]",
-                                   description="Train a detector and score it on the test set. Defaults in brackets are those of scale thimble.")
+                                   description="Train a detector and score it on the test set. In brackets the defaults of scale thimble; other scales, and some methods, set their own (params.json of a run holds all).")
     parser.add_argument("--out", metavar="RUN", required=True, help="the run folder")
     parser.add_argument("--scale", choices=list(SCALES), default=None,
                         help="thimble (minutes, no data needed), bench (your images), full (the published recipe) [bench with --data, else thimble]")
