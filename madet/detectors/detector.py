@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['IMAGENET', 'CAFFE', 'Pixels', 'Detector']
 
-# %% ../../nbs/detectors/00_detector.ipynb #1ec622d7
+# %% ../../nbs/detectors/00_detector.ipynb #117b1241
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/detectors/00_detector.ipynb #666e92bc
+# %% ../../nbs/detectors/00_detector.ipynb #3298a88c
 @dataclass(frozen=True)
 class Pixels:
     "How values in 0..1 become network input: times 255, minus mean, divided by deviation, in RGB or BGR order."
@@ -40,7 +40,7 @@ class Pixels:
 IMAGENET = Pixels()                                                              # torchvision's weights
 CAFFE = Pixels((103.53, 116.28, 123.675), (1., 1., 1.), bgr=True)                # detectron's and MSRA's weights
 
-# %% ../../nbs/detectors/00_detector.ipynb #cd8aaa94
+# %% ../../nbs/detectors/00_detector.ipynb #4ca87f7e
 class Detector(nn.Module):
     "A backbone, a neck and a dense head; `boxes` is the geometry of its answers, `classes` their names where known."
 
@@ -75,9 +75,10 @@ class Detector(nn.Module):
         for number, target in enumerate(targets):
             name = target.get("image_id", number)
             boxes, labels = target["boxes"], target["labels"]
+            asked = labels if target.get("ignore") is None else labels[~target["ignore"].bool()]
             if boxes.ndim != 2 or boxes.shape[1] != self.boxes.dim or len(labels) != len(boxes):
                 raise BadInput(f"Image {name}: boxes of shape {tuple(boxes.shape)} with {len(labels)} labels; "
                                f"this detector wants [G, {self.boxes.dim}] and one label each.")
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                raise BadInput(f"Image {name}: labels from {int(labels.min())} to {int(labels.max())} do not fit "
+            if len(asked) and not 0 <= int(asked.min()) <= int(asked.max()) < self.num_classes:
+                raise BadInput(f"Image {name}: labels from {int(asked.min())} to {int(asked.max())} do not fit "
                                f"{self.num_classes} classes; labels begin at 0.")
