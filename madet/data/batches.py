@@ -4,12 +4,14 @@
 __all__ = ['epoch_table', 'Source', 'Batches', 'sequential']
 
 # %% ../../nbs/data/21_batches.ipynb #97113d76
+import atexit
 import itertools
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Callable, Iterator, Sequence
 
@@ -82,6 +84,7 @@ class Source:
                 self.broken.add(index)
                 complaints.append((index, str(error)))
                 continue
+            if not self.masks: sample.objects.polygons = None            # nobody will ask for them: nothing to move
             if self.transform is None: return sample
             asked = place if self.indices is None else int(self.indices[place])
             return self.transform(sample, generator_for(self.seed, epoch, asked, repeat), self.dataset.geometry)
@@ -95,6 +98,13 @@ class Source:
                   "matrix": sample.matrix.numpy(), "image_id": sample.image_id, "size": tuple(sample.size)}
         if self.masks: target["masks"] = view_masks(objects, tuple(sample.image.shape[-2:]))
         return target
+
+
+def _shapes(dataset, indices: np.ndarray) -> list[tuple[int, int]]:
+    "(width, height) of images; `records.sizes`, where records have it, saves making records that are drawn when asked for."
+    known = getattr(dataset.records, "sizes", None)
+    if known is not None: return [tuple(known[i]) for i in indices.tolist()]
+    return [(dataset.records[i].width, dataset.records[i].height) for i in indices.tolist()]
 
 
 def _name(dataset) -> str:
@@ -140,9 +150,16 @@ def _produce(source: Source, requests: Iterator, workers: int, prefetch: int, de
     if not workers:
         yield from (source[request] for request in requests)
         return
-    yield from DataLoader(source, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_same, prefetch_factor=prefetch,
-                          worker_init_fn=_begin_worker, pin_memory=torch.device(device).type == "cuda",
-                          generator=torch.Generator())    # its own, or every new stream would move the global random state
+    answers = iter(DataLoader(source, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_same, prefetch_factor=prefetch,
+                              worker_init_fn=_begin_worker, pin_memory=torch.device(device).type == "cuda",
+                              generator=torch.Generator()))   # its own, or every new stream would move the global random state
+    stop, owner = answers._shutdown_workers, os.getpid()
+    atexit.register(stop)      # left to the garbage collector, pipes may go before workers were told, at 5 seconds a worker
+    try: yield from answers
+    finally:
+        if os.getpid() == owner:
+            atexit.unregister(stop)
+            stop()
 
 
 def _tell(sentence: str) -> None:
@@ -150,13 +167,14 @@ def _tell(sentence: str) -> None:
 
 
 def _deliver(answers: Iterator[tuple], device, told: set, tell: Callable[[str], None]) -> Iterator[tuple]:
-    for images, targets, complaints, error in answers:
-        for index, sentence in complaints:
-            if index not in told:
-                told.add(index)
-                tell(f"image {index} is skipped: {sentence}")
-        if error: raise BadInput(error)
-        if images: yield _finish(images, targets, device)
+    with closing(answers):     # workers end with the stream, also when it ends in an error
+        for images, targets, complaints, error in answers:
+            for index, sentence in complaints:
+                if index not in told:
+                    told.add(index)
+                    tell(f"image {index} is skipped: {sentence}")
+            if error: raise BadInput(error)
+            if images: yield _finish(images, targets, device)
 
 # %% ../../nbs/data/21_batches.ipynb #68c499da
 class Batches:
@@ -183,7 +201,8 @@ class Batches:
         self.dataset, self.batch_size, self.seed, self.rank, self.world = dataset, batch_size, seed, rank, world
         self.workers, self.prefetch, self.indices, self.tell = workers, prefetch, indices, tell
         self.source = Source(dataset, transform, seed, indices, masks, "replace" if skip else "raise")
-        self.tall = np.array([group_by_aspect and dataset.records[i].width < dataset.records[i].height for i in indices.tolist()], dtype=bool)
+        shapes = _shapes(dataset, indices) if group_by_aspect else [(1, 1)] * len(indices)
+        self.tall = np.array([width < height for width, height in shapes], dtype=bool)
         self._told, self._table = set(), (None, None)
 
     @property
@@ -231,7 +250,7 @@ def sequential(dataset, transform, batch: int, *, rank: int = 0, world: int = 1,
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64).reshape(-1)
     if not len(indices):
         raise BadInput(f"{_name(dataset)} holds no image to score; check the folder and the split's list of names.")
-    shape = [(dataset.records[i].width, dataset.records[i].height) for i in indices.tolist()]
+    shape = _shapes(dataset, indices)
     order = sorted(range(len(indices)), key=lambda place: (shape[place][0] / max(1, shape[place][1]), shape[place][1], place))
     cuts = [order[start:start + batch] for start in range(0, len(order), batch)][rank::world]
     requests = [[(0, place, 0) for place in cut] for cut in cuts]
