@@ -1,6 +1,7 @@
 """A child process for test_resume.py: one small run through the whole of madet.training, with the command line's exit codes.
 
 python toy_run.py DATA OUT [--resume] [--pause SECONDS] [--limit BYTES] [name=value of the recipe ...]
+With method=atss it trains the tiny ATSS instead of the toy; DATA may then be "embedded".
 """
 import argparse
 import random
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from madet.boxes.errors import BadInput
+from madet.detectors.dense import atss
 from madet.training.recipe import make_recipe, read_options, Recipe
 from madet.training.run import run
 
@@ -52,6 +54,8 @@ def main():
     small = dict(data=args.data, method="toy", image_size="32", total_batch=4, lr_batch=4, steps=60, warmup=5, eval_every=20, save_every=10, log_every=1)
 
     def build(recipe, own, num_classes):
+        if recipe.method == "atss":
+            return atss(num_classes, backbone="tiny")
         toy = Toy(num_classes, args.pause)
         if args.calm:
             toy.body[6].p = 0.

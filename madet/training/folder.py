@@ -36,7 +36,7 @@ def package_version(name):
 def git_commit():
     """(commit, whether tracked files differ from it) of the checkout that madet is imported from, or (None, None)."""
     def git(*words):
-        done = subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "--no-optional-locks", "-C", Path(__file__).parent, *words], capture_output=True, text=True, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else None
     try:
         if git("ls-files", "--error-unmatch", Path(__file__).name) is None:

@@ -5,7 +5,7 @@ __all__ = ['State', 'make_state', 'supervised', 'Plan', 'make_plan', 'NotFinite'
            'total_of', 'look_out', 'take_step', 'Interrupted', 'Signals', 'save', 'keep_best', 'judge', 'train',
            'resume', 'Clock', 'explain']
 
-# %% ../../nbs/training/07_loop.ipynb #178502a5
+# %% ../../nbs/training/07_loop.ipynb #59b52471
 import os
 import signal
 import threading
@@ -13,11 +13,11 @@ import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-# %% ../../nbs/training/07_loop.ipynb #50f6a21a
+# %% ../../nbs/training/07_loop.ipynb #1830cdf1
 import torch
 from torch import nn
 
-# %% ../../nbs/training/07_loop.ipynb #ddd3207f
+# %% ../../nbs/training/07_loop.ipynb #3f856c12
 from ..boxes.errors import BadInput
 from .checkpoint import load_checkpoint, random_states, save_checkpoint, save_weights, set_random_states, unshaken, why_not_written
 from .distributed import agree, gather, mean_of, quietly, rank
@@ -26,7 +26,7 @@ from .schedules import Factor, length, make_factor
 from .updates import Average, gradient_norm, make_optimizer, set_rate
 from .watch import Watch, peak_memory
 
-# %% ../../nbs/training/07_loop.ipynb #34012a2e
+# %% ../../nbs/training/07_loop.ipynb #dc9ff88c
 @dataclass
 class State:
     """What a step reads and changes, and what a checkpoint therefore has to hold."""
@@ -81,7 +81,7 @@ def supervised(state, batch) -> dict:
     images, targets = batch
     return state.net(images, targets)
 
-# %% ../../nbs/training/07_loop.ipynb #0d29150d
+# %% ../../nbs/training/07_loop.ipynb #dbe052d8
 @dataclass(frozen=True)
 class Plan:
     """How long, how fast, and what to do when; all lengths in steps."""
@@ -105,7 +105,7 @@ def make_plan(recipe, epoch_steps) -> Plan:
     return Plan(steps, make_factor(recipe, steps, epoch_steps), recipe.accumulate, recipe.clip_norm, recipe.precision,
                 every, recipe.save_every, recipe.log_every)
 
-# %% ../../nbs/training/07_loop.ipynb #a430157c
+# %% ../../nbs/training/07_loop.ipynb #f0cc69bf
 class NotFinite(Exception):
     """A loss or a gradient that is no number; `report` says where."""
 
@@ -184,7 +184,7 @@ def take_step(state, step_fn, batch, plan, parts=parts_of):
         extra.update(state)
     return sums, norm
 
-# %% ../../nbs/training/07_loop.ipynb #8a8b40c0
+# %% ../../nbs/training/07_loop.ipynb #c27ffaf4
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and is saved; the command line leaves with 130."""
 
@@ -222,7 +222,7 @@ class Signals:
         finally:
             self.at_once = before
 
-# %% ../../nbs/training/07_loop.ipynb #e0ab22d0
+# %% ../../nbs/training/07_loop.ipynb #9575e9d7
 def save(state, folder, watch, last_chance=False):
     """Replace last.pt; a failure is a warning, or BadInput where it is the last chance. Gives whether it worked."""
     if not folder.writes:
@@ -263,7 +263,7 @@ def judge(state, folder, watch, evaluate, about):
     if state.best_step == 0 or (score is not None and score > state.best):
         keep_best(state, folder, watch, score, about)
 
-# %% ../../nbs/training/07_loop.ipynb #e1c243c6
+# %% ../../nbs/training/07_loop.ipynb #39f8b50c
 def train(state, step_fn, batches, folder, plan, evaluate=None, about=None, tensorboard=False, parts=parts_of, stream=None):
     """Train until `plan.steps`, from wherever `state` is; the caller holds `folder` and has resumed the state.
 

@@ -3,17 +3,17 @@
 # %% auto #0
 __all__ = ['make_optimizer', 'set_rate', 'gradient_norm', 'Average']
 
-# %% ../../nbs/training/02_updates.ipynb #bd7a6643
+# %% ../../nbs/training/02_updates.ipynb #154cf270
 import copy
 
-# %% ../../nbs/training/02_updates.ipynb #13bdfcd8
+# %% ../../nbs/training/02_updates.ipynb #49e71e0a
 import torch
 from torch import nn
 
-# %% ../../nbs/training/02_updates.ipynb #d54a9849
+# %% ../../nbs/training/02_updates.ipynb #ae9caebb
 from .recipe import scaled_lr
 
-# %% ../../nbs/training/02_updates.ipynb #0e09e35e
+# %% ../../nbs/training/02_updates.ipynb #534d8961
 def make_optimizer(model, recipe, slower=None):
     """SGD (momentum 0.9, decay on everything) or AdamW (no decay on biases and norms) over the trainable parameters.
 
@@ -27,7 +27,9 @@ def make_optimizer(model, recipe, slower=None):
             decay = recipe.weight_decay * (recipe.optimizer == "sgd" or p.ndim > 1)
             groups.setdefault((rate * scale, decay), []).append(p)
     groups = [dict(params=ps, lr=lr, base_lr=lr, weight_decay=decay) for (lr, decay), ps in groups.items()]
-    return torch.optim.SGD(groups, momentum=0.9) if recipe.optimizer == "sgd" else torch.optim.AdamW(groups)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def set_rate(optimizer, factor):
@@ -35,7 +37,7 @@ def set_rate(optimizer, factor):
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
-# %% ../../nbs/training/02_updates.ipynb #2b5beec1
+# %% ../../nbs/training/02_updates.ipynb #92cab51d
 def gradient_norm(model, largest=0.0):
     """The 2-norm of all gradients before clipping (0-dim float32 tensor); above `largest` > 0 they are scaled down to it."""
     params = [p for p in model.parameters() if p.grad is not None]
@@ -44,7 +46,7 @@ def gradient_norm(model, largest=0.0):
         nn.utils.clip_grads_with_norm_(params, largest, norm)
     return norm.float()
 
-# %% ../../nbs/training/02_updates.ipynb #3dfa1ce9
+# %% ../../nbs/training/02_updates.ipynb #2c53d37e
 class Average:
     """An exponential moving average of a model's weights; `module` is the averaged model, always in evaluation mode."""
 
