@@ -305,3 +305,26 @@ def make_checkout(tmp_path, root, check, test):
 def test_run_sums_and_exits(tmp_path, root, check, test, last, code):
     done = make_checkout(tmp_path, root, check, test)
     assert done.stdout.strip().splitlines()[-1] == last and done.returncode == code
+
+
+def demo(root, out, *options):
+    return subprocess.Popen(["bash", "ci/demo", str(out), *options], cwd=root, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.long
+def test_the_demo_ends_in_a_table_also_after_an_interruption(tmp_path, root):
+    import signal
+    import time
+    first = demo(root, tmp_path, "--steps", "60", "--save-every", "5")
+    deadline = time.time() + 300
+    while not list(tmp_path.glob("thimble/*/last.pt")) and time.time() < deadline and first.poll() is None:
+        time.sleep(0.5)
+    os.killpg(first.pid, signal.SIGINT)
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 130 and "goes on" in said and "Traceback" not in said
+    second = demo(root, tmp_path, "--steps", "60", "--save-every", "5")
+    said, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, said
+    assert "to resume" in said and "retinanet" in said.lower() and ".png" in said and "table-thimble.html" in said
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
