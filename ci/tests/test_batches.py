@@ -230,7 +230,9 @@ def test_sequential_gives_every_image_once_in_like_shapes(noise, world, workers)
 # processes
 
 CHILD = """
-import sys, time, torch
+import atexit, sys, time, torch
+ready = None
+atexit.register(lambda: ready and print(time.monotonic() - ready))     # the last to be called at the end
 sys.path[:0] = [{root!r}, {tests!r}]
 torch.set_num_threads(1)
 from test_batches import build
@@ -310,11 +312,10 @@ def test_a_forgotten_stream_costs_the_garbage_collector_no_wait(noise):
 
 
 def test_a_program_that_forgets_its_stream_ends_quietly(root, tmp_path):
-    child, workers = start(root, tmp_path, "")
-    begin = time.monotonic()
-    out, err = child.communicate(timeout=30)
+    child, workers = start(root, tmp_path, "ready = time.monotonic()")
+    out, err = child.communicate(timeout=60)
     assert child.returncode == 0 and err == "" and gone(workers, 1)
-    assert time.monotonic() - begin < 5
+    assert float(out) < 4       # torch by itself waits 5 seconds for each worker
 
 
 # cost

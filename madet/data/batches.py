@@ -29,7 +29,7 @@ _ORDER = 0x0EDE          # keeps the hash for the order apart from the hash for 
 
 
 def epoch_table(tall: np.ndarray, batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    "Images and repeats, both int `[ceil(N / B), B]`: who stands in which step, for how maniest time; `tall` bool `[N]` is the group."
+    "Images and repeats, both int `[ceil(N / B), B]`: who stands in which step, and how often before (only fill-up repeats); `tall` bool `[N]` is the group."
     order = np.argsort(mix(seed, epoch, np.arange(len(tall)), _ORDER), kind="stable")
     full, left = [], []
     for group in (False, True):
