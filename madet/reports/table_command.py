@@ -4,7 +4,7 @@
 __all__ = ['SEEDS', 'TABLE', 'seed_list', 'plan', 'table_rows', 'circumstances', 'write_table', 'share', 'add',
            'papermill_command', 'execute', 'run', 'report']
 
-# %% ../../nbs/reports/07_table_command.ipynb #297b0298
+# %% ../../nbs/reports/07_table_command.ipynb #6452a3c8
 import json
 import os
 import shlex
@@ -21,7 +21,7 @@ from .progress import Screen, clock
 from .results import METRICS, claim_lines, claim_sentence, latest, result_line, summary
 from ..training.recipe import SCALES
 
-# %% ../../nbs/reports/07_table_command.ipynb #354d5c1e
+# %% ../../nbs/reports/07_table_command.ipynb #d5c4b938
 SEEDS = {"thimble": 5, "bench": 3, "full": 1}
 
 
@@ -50,8 +50,8 @@ def plan(rows, scale, seeds, options, out, only=()):
             jobs.append(make_job(row.name, seed, params, Path(out) / scale))
     return jobs, reasons
 
-# %% ../../nbs/reports/07_table_command.ipynb #5c7e38e2
-TABLE = (Column("title", "row"), Column("paper_AP", "paper AP", missing=""), Column("AP", "AP"), Column("AP50", "AP50"), Column("seeds", "seeds", "whole"),
+# %% ../../nbs/reports/07_table_command.ipynb #985dff8a
+TABLE = (Column("title", "row"), Column("paper_AP", "paper (COCO)", missing=""), Column("AP", "AP"), Column("AP50", "AP50"), Column("seeds", "seeds", "whole"),
          Column("steps", "steps", "whole"), Column("minutes", "min", "number", decimals=1), Column("peak_memory_gb", "GB", "number", decimals=2),
          Column("remark", "remark", "text"))
 
@@ -88,7 +88,7 @@ def write_table(folder, name, scale, summaries, claims):
     for path, text in zip(paths, texts.values()): path.write_text(text, encoding="utf-8")
     return paths
 
-# %% ../../nbs/reports/07_table_command.ipynb #196fbfe7
+# %% ../../nbs/reports/07_table_command.ipynb #f135fb5b
 def share(scale, jobs, count):
     "(rows at a time, threads each, CUDA devices) for `count` runs; `jobs` is what the user asked for, or None."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -100,7 +100,7 @@ def share(scale, jobs, count):
     slots = max(1, min(jobs or len(devices) or cores, max(1, count)))
     return slots, 1 if scale == "thimble" else max(1, cores // slots), devices
 
-# %% ../../nbs/reports/07_table_command.ipynb #b7c53a64
+# %% ../../nbs/reports/07_table_command.ipynb #1c4dfe19
 def add(subparsers):
     "Add `madet table` to the command line."
     parser = subparsers.add_parser("table", usage="madet table PAPER [options]", description="Run the rows of a paper's results table and print it. Rows that are done are skipped, broken ones resumed; "
@@ -156,7 +156,8 @@ def run(args):
                  "runs": [{"row": job.row, "seed": job.seed, "state": job.state, "folder": str(job.folder), "params": job.params} for job in jobs]})
             return 0
         out.mkdir(parents=True, exist_ok=True)
-        failed = execute(args, jobs, folder / "run.ipynb", out) if jobs else 0
+        try: failed = execute(args, jobs, folder / "run.ipynb", out) if jobs else 0
+        except KeyboardInterrupt: raise KeyboardInterrupt("stopped; the same command goes on where the rows were") from None
         put(report(args, rows, jobs, reasons, out))
     return 1 if failed else 0
 

@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['add', 'run']
 
-# %% ../../nbs/reports/03_train_command.ipynb #16feb2f1
+# %% ../../nbs/reports/03_train_command.ipynb #0df7a064
 from .cli import document
 from .options import add_options, typed_options
 from ..training.recipe import SCALES
 
-# %% ../../nbs/reports/03_train_command.ipynb #3ae5ab5b
+# %% ../../nbs/reports/03_train_command.ipynb #d3b1b9e1
 def add(subparsers):
     "Add `madet train` to the command line."
     parser = subparsers.add_parser("train", usage="madet train --method NAME --out RUN [--data DIR] [--scale SCALE] [options]",
@@ -25,10 +25,10 @@ def add(subparsers):
 
 def run(args):
     "Run `madet train`: 0."
-    from madet.reports.run import train_run
+    from madet.reports.run import first, train_run
     options = typed_options(args)
     if args.scale: options["scale"] = args.scale
     elif not args.resume and options.get("data", "embedded") != "embedded": options["scale"] = "bench"
-    with document(args.json) as put:
+    with document(args.json and first()) as put:
         put(train_run(options, args.out, args.resume, args.device, args.tensorboard))
     return 0
