@@ -15,7 +15,7 @@ from .geometry import Rotated, Upright
 # %% ../../nbs/boxes/04_coders.ipynb #882951ea
 @dataclass(frozen=True)
 class DeltaCoder:
-    """Boxes as shifts and log-scales of anchor boxes (R-CNN; rotated: spec rotated section 3).
+    """Boxes as shifts and log-scales of anchor boxes (R-CNN; with angles as in MMRotate).
 
     `encode`: priors `[..., 4|5]`, boxes `[..., 4|5]` to `[..., 4|5]`; `decode` is its inverse up to the clamps."""
 

@@ -199,7 +199,7 @@ class Rotated:
         return self.build(points + _turn((high - low) / 2, angles), low + high, angles)
 
     def from_quads(self, quads: Tensor) -> Tensor:
-        "Boxes around quadrilaterals `[..., 4, 2]`: the smallest rectangle, or the edge rule of le135 (spec: rotated 2.2)."
+        "Boxes around quadrilaterals `[..., 4, 2]`: the smallest rectangle, or the rectangle on the first two edges (MMRotate's rule for le135)."
         return self.normalise(_smallest_rectangles(quads) if self.refit == "min_area" else _edge_rectangles(quads))
 
     def from_upright(self, boxes: Tensor) -> Tensor:
