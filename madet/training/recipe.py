@@ -36,7 +36,7 @@ class Recipe:
     warmup: int = 100           # steps of linear warm-up
     milestones: str = "8,11"    # for step: epochs after which the rate falls to a tenth; below 1: shares of the run
     epochs: float = 0.0         # length in passes over the data, where steps is 0
-    steps: int = 4400           # length in steps; 0 = epochs decides, both 0 = as many as fit the budget
+    steps: int = 3400           # length in steps; 0 = epochs decides, both 0 = as many as fit the budget
     image_size: str = "96"      # pixels: the long side, or long x short as in 1333x800
     precision: str = "fp32"     # fp32 or bf16 (geometry and losses stay fp32)
     ema: float = 0.0            # decay of the averaged weights a step; 0 = none
