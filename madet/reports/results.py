@@ -4,14 +4,14 @@
 __all__ = ['METRICS', 'COLUMNS', 'SAME', 'read_json', 'first', 'result_line', 'latest', 'numbers', 'mean_and_spread', 'summary',
            'claim_lines', 'claim_sentence']
 
-# %% ../../nbs/reports/11_results.ipynb #0023e4b2
+# %% ../../nbs/reports/11_results.ipynb #d05087b9
 import json
 import math
 from pathlib import Path
 
 from .verdicts import verdict
 
-# %% ../../nbs/reports/11_results.ipynb #1a1d88a7
+# %% ../../nbs/reports/11_results.ipynb #134c3043
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 COLUMNS = ("row", "scale", "seed", "status", *METRICS, "data", "level", "method", "backbone", "total_batch", "steps", "schedule", "image_size",
            "hardware", "hours", "peak_memory_gb", "versions", "commit", "run", "problem")
@@ -36,7 +36,7 @@ def result_line(job, row):
     line = {"row": row, "scale": job.params["scale"], "seed": job.seed, "status": "done" if metrics else "failed", "run": job.name,
             "problem": job.problem, **{name: test[name] for name in METRICS if isinstance(test.get(name), (int, float))}}
     for name in ("data", "level", "method", "backbone", "total_batch", "schedule", "image_size"): line[name] = said.get(name, "")
-    if line["data"] != "embedded": line["level"] = ""
+    if line["data"] != "embedded": line["data"], line["level"] = Path(str(line["data"])).name, ""
     line["steps"] = first(metrics.get("steps"), said.get("steps"))
     line["hours"] = metrics.get("hours", "")
     line["peak_memory_gb"] = metrics["peak_memory_mb"] / 1024 if "peak_memory_mb" in metrics else ""
@@ -46,7 +46,7 @@ def result_line(job, row):
     line = {name: line.get(name, "") for name in COLUMNS}
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()}
 
-# %% ../../nbs/reports/11_results.ipynb #80c24359
+# %% ../../nbs/reports/11_results.ipynb #9ec3134e
 def latest(lines, scale=None, runs=None):
     "{(row, seed): line}, the last line of each; only those of `scale` and, if given, of the run names `runs`."
     chosen = [line for line in lines if (scale is None or line["scale"] == scale) and (runs is None or line.get("run") in runs)]
@@ -81,7 +81,7 @@ def summary(row, lines, reason=""):
         out[name] = ", ".join(dict.fromkeys(str(line.get(name, "")) for line in done if line.get(name)))
     return out
 
-# %% ../../nbs/reports/11_results.ipynb #48c6de6a
+# %% ../../nbs/reports/11_results.ipynb #8256b710
 SAME = .01       # fractions: two rows are called the same when the whole interval lies within one AP
 
 
