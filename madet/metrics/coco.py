@@ -279,7 +279,9 @@ def plain(score):
     return {k: v for k, v in score.items() if k not in ("precision", "recall", "scores", "recall_points", "curves", "ious")}
 
 # %% ../../nbs/metrics/00_coco.ipynb #bde24af5
-def class_rows(score): return [dict(name=n, **v) for n, v in score["per_class"].items()]
+def class_rows(score):
+    "One row a class: its name and its scores, as fractions."
+    return [dict(name=n, **v) for n, v in score["per_class"].items()]
 
 def size_rows(score):
     "AP and AR per size range, with the range in pixels of area"

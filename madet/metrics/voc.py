@@ -136,7 +136,9 @@ def _of_class(right, wrong, scores, real, mode, dtype):
     ap = float(average_precision(recall, precision, mode)) if real else None
     return dict(AP=ap, num_gts=real, num_dets=len(right), recall=float(recall[-1]) if real and len(recall) else 0.), (recall, precision, scores)
 
-def class_rows(score): return [dict(name=n, **v) for n, v in score["per_class"].items()]
+def class_rows(score):
+    "One row a class: its name and its scores, as fractions."
+    return [dict(name=n, **v) for n, v in score["per_class"].items()]
 
 def plain(score):
     "What of a score fits in JSON: the curves are left out"

@@ -139,6 +139,7 @@ def image_ids(value) -> list:
 
 
 def plain(value):
+    "A tensor of one element as a Python number; anything else as it is."
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
