@@ -48,7 +48,7 @@ def train_run(flat, out, resume=False, device="", tensorboard=False, stream=None
     scale, method, recipe, own, names = asked(flat, out, resume)
     if scale == "thimble": share_cores(10 ** 6)
     metrics = run(recipe, own, telling(method.build), out, scale, resume, names, device or ("cpu" if scale == "thimble" else ""),
-                  tensorboard=tensorboard, stream=stream)
+                  tensorboard=tensorboard, stream=stream, conclude=lambda: draw(out, device or "cpu"))
     if first() and not all((Path(out) / name).exists() for name in PICTURES): draw(out, device or "cpu")
     return metrics
 

@@ -75,12 +75,13 @@ def fitting_steps(state, step_fn, batches, plan, seconds, tries=6, least=20) -> 
 
 # %% ../../nbs/training/09_run.ipynb #ba5281ad
 def run(recipe, own, build, out, scale="thimble", resume=False, given=None, device="", geometry=Upright(), step_fn=supervised,
-        minutes=20.0, tensorboard=False, channels_last=True, slower=None, stream=None) -> dict:
+        minutes=20.0, tensorboard=False, channels_last=True, slower=None, stream=None, conclude=None) -> dict:
     """Train a recipe into the folder `out` and return what its metrics.json holds.
 
     build:    (recipe, own, num_classes) -> detector
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: everything counts as typed)
     minutes:  length of a run that has neither steps nor epochs
+    conclude: called without arguments before metrics.json is written, so that a finished run has what it makes (pictures)
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
     Raises BadInput with a sentence, or Interrupted (a KeyboardInterrupt) once the run is saved.
     """
@@ -119,6 +120,8 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
         say(f"scoring {len(parts['test'])} test images")
         metrics = {"test": score(model, "test")} | summary(state, plan, recipe, scale)
         if folder.writes:
+            if conclude:
+                conclude()
             folder.keep(folder.metrics, metrics)
         say(f"test AP {percent(metrics['test']['AP'])}, AP50 {percent(metrics['test']['AP50'])} after {plan.steps} steps "
             f"and {in_words(state.seconds)}; everything is in {folder.path}")
