@@ -8,10 +8,13 @@ from collections.abc import Callable
 from functools import partial
 
 from ..assigners.atss import atss
+from ..assigners.inside import inside_only
+from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .dense import Charge, DenseHead
 from .fcos import overlap_loss
 from .retinanet import anchors_of, coder_of
+from ..losses.boxes import smooth_l1_loss
 
 # %% ../../nbs/heads/06_atss.ipynb #21e4159c
 def atss_head(num_classes: int, channels: int = 256, *,
@@ -22,13 +25,23 @@ def atss_head(num_classes: int, channels: int = 256, *,
               topk: int = 9,                              # nearest places of each level
               start: str = "box",                         # box or point
               assign: Callable | None = None,             # None: ATSS
+              inside_box: bool = False,                   # positives must have their centre in the truth, whatever the rule
+              box_loss: str = "giou",                     # giou on decoded boxes, or smooth_l1 on encoded ones
               centerness: bool = True,                    # the branch, and the weight of box losses
+              scales: bool = True,                        # a learnable factor a level
               depth: int = 4,                             # convolutions of a tower
               norm: str | None = "gn") -> DenseHead:      # gn: GroupNorm; None: biases
-    "ATSS's answers (Zhang et al., CVPR 2020; MMDetection 3.3 in the details)."
+    """ATSS's answers (Zhang et al., CVPR 2020; MMDetection 3.3 in the details).
+
+    With `assign=max_iou` and the options switched one by one this is also every line of the paper's table 1, which walks
+    from RetinaNet to FCOS's habits."""
+    if box_loss not in ("giou", "smooth_l1"):
+        raise BadInput(f"box_loss is {box_loss!r}; choose giou or smooth_l1.")
+    rule = assign or partial(atss, topk=topk, per_place=anchors_per_place)
+    shared = dict(by_quality=centerness, across_ranks=True)
+    charge = Charge(overlap_loss(boxes), box_weight=2., **shared) if box_loss == "giou" else Charge(partial(smooth_l1_loss, beta=.11), encoded=True, **shared)
     return DenseHead(
-        num_classes, channels, depth=depth, norm=norm, quality=centerness, scales=True,
+        num_classes, channels, depth=depth, norm=norm, quality=centerness, scales=scales, charge=charge,
         grid=anchors_of(anchors_per_place, strides, anchor_size),
         coder=coder_of(start, boxes, (.1, .1, .2, .2, .1)),
-        assign=assign or partial(atss, topk=topk, per_place=anchors_per_place),
-        charge=Charge(overlap_loss(boxes), box_weight=2., by_quality=centerness, across_ranks=True))
+        assign=partial(inside_only, rule) if inside_box else rule)

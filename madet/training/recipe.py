@@ -85,6 +85,8 @@ def convert(name, value, kind):
             return value if isinstance(value, bool) else WORDS[str(value).lower()]
         if kind is int and isinstance(value, (float, bool)) and (isinstance(value, bool) or value != int(value)):
             raise ValueError
+        if kind is str and isinstance(value, bool):  # papermill reads -p word false as a truth value
+            return str(value).lower()
         return "" if kind is str and value is None else kind(value)
     except (ValueError, KeyError, TypeError, OverflowError):
         option = name.replace("_", "-")
