@@ -1,0 +1,130 @@
+"""`ci/bench train --profile`: where a training step of ATSS goes, by place in the code and kind of work, and what is not convolution.
+
+Backward work is counted where its forward work stands (torch.profiler links both by sequence number). The profiler's clock
+goes on while a neighbour has the processor, so run it on a quiet machine; on CUDA it is the time of kernels.
+"""
+import re
+import time
+from collections import Counter
+from contextlib import ExitStack
+from functools import wraps
+from unittest import mock
+
+import torch
+from torch.autograd.profiler import record_function
+from torch.profiler import ProfilerActivity, profile
+
+import bench_parts
+
+MARK = "madet: "
+KINDS = (("convolution", r"conv|mkldnn"), ("norm", r"norm"), ("optimizer", r"_fused_|sgd"),
+         ("elementwise, pooling, copies", r"relu|threshold|mul|add|div|copy|cat|where|fill|zero|sigmoid|exp|log|sub|clamp|neg|max|min|upsample|clone|accumulate"))
+TENTH = .1
+
+
+def kind_of(name):
+    """What an operator does, by its name."""
+    return next((kind for kind, pattern in KINDS if re.search(pattern, name, re.I)), "other")
+
+
+def marked(place, function):
+    """The function, with everything it does recorded under `place`."""
+    @wraps(function)
+    def inside(*args, **options):
+        with record_function(MARK + place):
+            return function(*args, **options)
+    return inside
+
+
+def mark(stack, model):
+    """Give names to the places of an ATSS detector until the stack closes."""
+    import madet.heads.dense as dense
+    for place, module in (("backbone", model.backbone), ("neck", model.neck), ("head: towers", model.head)):
+        stack.enter_context(mock.patch.object(module, "forward", marked(place, module.forward)))
+    stack.enter_context(mock.patch.object(model.head, "level_losses", marked("losses: rest", model.head.level_losses)))
+    for name, place in (("targets_of", "losses: assignment and targets"), ("sigmoid_focal", "losses: focal")):
+        stack.enter_context(mock.patch.object(dense, name, marked(place, getattr(dense, name))))
+    stack.enter_context(mock.patch.object(type(model.head), "priors", marked("losses: anchors", type(model.head).priors)))
+    stack.enter_context(mock.patch.object(model.pixels.__class__, "batch", marked("pixels", model.pixels.__class__.batch)))
+
+
+def place_of(event):
+    """The innermost named place around an event, or None."""
+    while event is not None:
+        if event.name.startswith(MARK):
+            return event.name.removeprefix(MARK)
+        event = event.cpu_parent
+    return None
+
+
+def backward_of(event):
+    """The autograd node an event runs under, or None."""
+    while event is not None:
+        if event.name.startswith("autograd::engine::evaluate_function"):
+            return event
+        event = event.cpu_parent
+    return None
+
+
+def shares(events, cuda=False):
+    """Counter of microseconds by (place, kind)."""
+    home, spent = {}, Counter()
+    for event in events:
+        place = place_of(event)
+        if place and event.sequence_nr >= 0:
+            home[event.sequence_nr] = place
+    for event in events:
+        own = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if own <= 0 or event.name.startswith("ProfilerStep"):
+            continue
+        node, place = backward_of(event), place_of(event)
+        if place is None:
+            place = home.get(node.sequence_nr, "backward: rest") if node is not None else "optimizer" if kind_of(event.name) == "optimizer" else "step: rest"
+        spent[place, "Python and waiting" if event.name.startswith(MARK) else kind_of(event.name)] += own
+    return spent
+
+
+def run(options, tell, steps=2):
+    """The profile of the middle of a few steps."""
+    from bench import environment, heading
+    torch.set_num_threads(options.threads)
+    answer = dict(bench="madet profile", environment=environment(options), options=vars(options) | {}, shares=[], over_a_tenth=[])
+    tell(heading(answer["environment"], options))
+    why = bench_parts.unable("train", options)
+    if why:
+        tell(f"train: skipped, {why}")
+        return answer | dict(skipped=[dict(part="train", why=why)])
+    cuda = options.device == "cuda"
+    make = next(iter(bench_parts.detectors(options).values()))
+    work = bench_parts.training_work(make, options, bench_parts.pictures(options.batch, options.side, options.side, options.device))
+    work()
+    with ExitStack() as stack:
+        mark(stack, work.model)
+        begun = time.perf_counter()
+        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as recorded:
+            for _ in range(steps):
+                work()
+            if cuda:
+                torch.cuda.synchronize()
+        clock = (time.perf_counter() - begun) / steps
+    spent = shares(recorded.events(), cuda)
+    return answer | tell_shares(spent, clock, steps, tell, options)
+
+
+def tell_shares(spent, clock, steps, tell, options):
+    """Print shares of the whole and what stands out; the same as data."""
+    whole = sum(spent.values())
+    rows = [dict(place=place, kind=kind, ms=us / 1000 / steps, share=us / whole) for (place, kind), us in spent.most_common()]
+    tell(f"\na training step of ATSS, {options.batch} images {options.side}x{options.side}, {options.backbone}, {options.device}: "
+         f"{whole / 1000 / steps:,.0f} ms in operators, {1000 * clock:,.0f} ms by the clock under the profiler")
+    for row in rows:
+        if row["share"] >= .005:
+            tell(f"  {row['share']:6.1%}  {row['ms']:9,.1f} ms  {row['place']}: {row['kind']}")
+    groups = Counter()
+    for row in rows:
+        if row["kind"] != "convolution":
+            groups[f"{row['place']} without convolutions"] += row["share"]
+            groups[f"{row['kind']}, everywhere"] += row["share"]
+    over = [dict(part=name, share=share) for name, share in groups.most_common() if share > TENTH]
+    tell("\nNot convolution and over a tenth of a step: " + ("; ".join(f"{o['part']} {o['share']:.1%}" for o in over) or "nothing") + ".")
+    return dict(shares=rows, clock_ms=1000 * clock, over_a_tenth=over)
