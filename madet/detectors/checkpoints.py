@@ -4,7 +4,7 @@
 __all__ = ['NUMPY', 'LOGS', 'DICTS', 'Forgotten', 'PlainDict', 'stand_ins', 'Checkpoint', 'load_plainly', 'refused',
            'open_checkpoint']
 
-# %% ../../nbs/detectors/11_checkpoints.ipynb #9af30a65
+# %% ../../nbs/detectors/11_checkpoints.ipynb #28438757
 import pickle
 import re
 import warnings
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-# %% ../../nbs/detectors/11_checkpoints.ipynb #9bfd9480
+# %% ../../nbs/detectors/11_checkpoints.ipynb #dcd74ebf
 from ..boxes.errors import BadInput
 from ..nets.weights import BROKEN, peel
 
-# %% ../../nbs/detectors/11_checkpoints.ipynb #cdaa7f21
+# %% ../../nbs/detectors/11_checkpoints.ipynb #667d4485
 class Forgotten:
     "What stands for an object of the log book: takes any arguments and any state, does nothing."
 
@@ -47,7 +47,7 @@ def stand_ins() -> list:
     "(class, name in a file) of everything that is known to lie beside published weights."
     return [(Forgotten, name) for name in LOGS] + [(PlainDict, name) for name in DICTS]
 
-# %% ../../nbs/detectors/11_checkpoints.ipynb #9834519f
+# %% ../../nbs/detectors/11_checkpoints.ipynb #62b7b4ff
 @dataclass
 class Checkpoint:
     "What a file holds: tensors by name, what its log book says in plain values, and the names of its other parts."
@@ -73,7 +73,7 @@ class Checkpoint:
                 if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names): return list(names)
         return []
 
-# %% ../../nbs/detectors/11_checkpoints.ipynb #c2b7d3a2
+# %% ../../nbs/detectors/11_checkpoints.ipynb #94147a35
 def load_plainly(path, trust):
     "The content of a .pth file; the program inside runs only with `trust`."
     with warnings.catch_warnings():
@@ -90,6 +90,8 @@ def refused(path, error, trust):
     if isinstance(error, pickle.UnpicklingError) and (asked := re.search(r"GLOBAL (\S+)", str(error))):
         return (f"{path} asks to run {asked[1]} while it is read; nothing of it was run. If you trust whoever made the file, "
                 "allow it with --trust; better is a file that holds only the state dict.")
+    with open(path, "rb") as file: start = file.read(2)
+    if path.suffix != ".safetensors" and start != b"PK" and start[:1] != b"\x80": return f"{path} was not written by torch; give the checkpoint that was published (.pth)."
     if isinstance(error, pickle.UnpicklingError) and re.search(r"(?i)can only|unsupported|unrecognized", str(error)):
         return f"{path} holds more than tensors and plain containers; nothing of it was run. Allow it with --trust if you trust whoever made the file."
     return f"{path} is damaged or no weights file ({type(error).__name__}); get it again."

@@ -2,21 +2,20 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'PLAIN', 'IGNORED', 'BLOCKS', 'LATER', 'HEADS', 'CONFIG_HEADS', 'FCOS_CAFFE', 'ignored', 'modern',
-           'Found', 'unknown_keys', 'depth_of', 'tower_depth', 'mmdet_head', 'torchvision_head', 'recognise', 'flag',
-           'three_numbers', 'style_of', 'pixels_of', 'fcos_form', 'how_used', 'ShiftedScale', 'BesideClasses',
+           'Found', 'unknown_keys', 'depth_of', 'tower_depth', 'last', 'mmdet_head', 'torchvision_head', 'recognise',
+           'flag', 'three_numbers', 'style_of', 'pixels_of', 'fcos_form', 'how_used', 'ShiftedScale', 'BesideClasses',
            'as_fcos', 'with_biases', 'as_torchvision', 'like_published', 'without_unused', 'other_epsilon', 'renamed',
            'account']
 
-# %% ../../nbs/detectors/12_published.ipynb #d31f07b1
+# %% ../../nbs/detectors/12_published.ipynb #3aaf4149
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-# %% ../../nbs/detectors/12_published.ipynb #0edca476
+# %% ../../nbs/detectors/12_published.ipynb #32a417ca
 from ..boxes.errors import BadInput
 from .detector import CAFFE, IMAGENET, Detector, Pixels
 from .keys import MMDET, rename
@@ -27,7 +26,7 @@ from ..nets.fpn import FPN
 from ..nets.resnet import resnet
 from ..nets.weights import first_few
 
-# %% ../../nbs/detectors/12_published.ipynb #e840142b
+# %% ../../nbs/detectors/12_published.ipynb #26d79e50
 TORCHVISION = (
     (r"^backbone\.body\.(.*)$", r"model.backbone.body.\1"),
     (r"^backbone\.fpn\.inner_blocks\.(\d+)(?:\.0)?\.(weight|bias)$", r"model.backbone.fpn.lateral_convs.\1.\2"),
@@ -56,7 +55,7 @@ def modern(keys: Iterable[str]) -> dict[str, str]:
     change = lambda hit: f"{hit[1]}{int(hit[2]) // 2}.0.{hit[3]}"
     return {key: re.sub(r"^(head\.\w+_head\.conv\.)(\d+)\.(weight|bias)$", change, key) if old else key for key in keys}
 
-# %% ../../nbs/detectors/12_published.ipynb #16285e0e
+# %% ../../nbs/detectors/12_published.ipynb #17eabe29
 @dataclass
 class Found:
     "What the names and shapes of a checkpoint say."
@@ -98,7 +97,12 @@ def tower_depth(tensors, pattern: str) -> int:
     "How many different numbers stand where `pattern` has its group."
     return len({hit[1] for key in tensors if (hit := re.match(pattern, key))})
 
-# %% ../../nbs/detectors/12_published.ipynb #adcd2b88
+# %% ../../nbs/detectors/12_published.ipynb #13cf620b
+def last(pattern: str, config: str):
+    "The last match of a pattern in a configuration text or None: where files inherit, the later one overrides."
+    return next(reversed(list(re.finditer(pattern, config))), None)
+
+
 HEADS = {"atss": "atss", "retina": "retinanet", "conv": "fcos"}     # bbox_head.NAME_cls -> method
 CONFIG_HEADS = {"atss": "ATSSHead", "retinanet": "RetinaHead", "fcos": "FCOSHead"}
 
@@ -108,7 +112,7 @@ def mmdet_head(path, tensors: dict[str, Tensor], config: str = "") -> Found:
     known = [name for name in HEADS if f"bbox_head.{name}_cls.weight" in tensors]
     if not known: raise unknown_keys(path, [key for key in tensors if key.startswith("bbox_head.") and rename(key) is None] or list(tensors))
     method, head = HEADS[known[0]], f"bbox_head.{known[0]}_"
-    written = re.search(r"bbox_head\s*=\s*dict\(\s*type\s*=\s*['\"](?:mmdet\.)?(\w+)", config)
+    written = last(r"bbox_head\s*=\s*dict\(\s*type\s*=\s*['\"](?:mmdet\.)?(\w+)", config)
     if written and written[1] != CONFIG_HEADS[method]:
         raise BadInput(f"{path} was trained with a {written[1]}, whose tensors are named like {CONFIG_HEADS[method]}'s but used in another way; it is not implemented here yet.")
     if f"{head}reg.weight" not in tensors: raise BadInput(f"{path} lacks {head}reg.weight; a {CONFIG_HEADS[method]} has it.")
@@ -143,36 +147,34 @@ def recognise(path, tensors: dict[str, Tensor], config: str = "") -> Found:
     "What kind of checkpoint these tensors are; BadInput where it is none of those known here."
     if any(key.startswith("bbox_head.") for key in tensors): return mmdet_head(path, tensors, config)
     if "head.classification_head.cls_logits.weight" in tensors: return torchvision_head(path, tensors)
-    for prefix in ("", "backbone."):
-        own = [key for key in tensors if key.startswith(prefix)]
-        if f"{prefix}layer1.0.conv1.weight" in tensors and all(rename(key, PLAIN) or ignored(key) for key in own if len(own) == len(tensors)) and len(own) == len(tensors):
-            return Found("", depth_of(path, tensors, prefix), PLAIN)
+    trunk = [key for key in tensors if not ignored(key)]
+    if trunk and all(rename(key, PLAIN) for key in trunk):
+        return Found("", depth_of(path, tensors, "backbone." if trunk[0].startswith("backbone.") else ""), PLAIN)
     if any(key.startswith(("head.class_out.", "model.head.")) for key in tensors):
         raise BadInput(f"{path} has our own names already; use it as it is.")
     raise unknown_keys(path, [key for key in tensors if not rename(key) and not rename(key, PLAIN) and not ignored(key)] or list(tensors))
 
-# %% ../../nbs/detectors/12_published.ipynb #cc89947e
+# %% ../../nbs/detectors/12_published.ipynb #de32f3b1
 def flag(config: str, name: str) -> bool | None:
     "The value of a switch in a configuration text, None where it is not mentioned."
-    hit = re.search(rf"\b{name}\s*=\s*(True|False)", config)
+    hit = last(rf"\b{name}\s*=\s*(True|False)", config)
     return None if hit is None else hit[1] == "True"
 
 
 def three_numbers(config: str, name: str) -> tuple | None:
     "The first triple `name=[a, b, c]` in a configuration text."
     number = r"\s*([-\d.]+)\s*"
-    hit = re.search(rf"\b{name}\s*=\s*[\[(]{number},{number},{number},?\s*[\])]", config)
+    hit = last(rf"\b{name}\s*=\s*[\[(]{number},{number},{number},?\s*[\])]", config)
     return None if hit is None else tuple(float(part) for part in hit.groups())
 
 
 def style_of(found: Found, config: str, name: str, said: str | None = None) -> str:
     "pytorch or caffe: as `said`, else by the configuration, else by the file's name, else the usual of the method (noted in `found.said`)."
     if said: return said
-    trunk = re.search(r"backbone\s*=\s*dict\((.*?)(?:neck|bbox_head)\s*=", config, re.S)
-    if hit := re.search(r"style\s*=\s*['\"](pytorch|caffe)['\"]", trunk[1] if trunk else config): return hit[1]
+    if hit := last(r"\bstyle\s*=\s*['\"](pytorch|caffe)['\"]", config): return hit[1]
     if "caffe" in name.lower(): return "caffe"
-    usual = "caffe" if found.method == "fcos" else "pytorch"
     if config: return "pytorch"
+    usual = "caffe" if found.method == "fcos" else "pytorch"
     if not re.search(r"_(r50|r101|r18)(_|-fpn)", name.lower()) or found.method == "fcos":
         found.said.append(f"The style of the trunk is taken to be {usual}, as is usual for {found.method}; --style {'pytorch' if usual == 'caffe' else 'caffe'} says otherwise.")
     return usual
@@ -196,7 +198,7 @@ def fcos_form(found: Found, tensors, config: str, name: str) -> dict:
     if not config and not named:
         found.said.append(f"FCOS is taken to be its {'improved' if default else 'first'} form ({'biases beside GroupNorm' if biased else 'no configuration inside'}); a file with its configuration would decide it.")
     strides, by_boxes = (value if (value := flag(config, switch)) is not None else default for switch in ("norm_on_bbox", "centerness_on_reg"))
-    limit = re.search(r"nms\s*=\s*dict\([^)]*iou_thr(?:eshold)?\s*=\s*([\d.]+)", config)
+    limit = last(r"nms\s*=\s*dict\([^)]*iou_thr(?:eshold)?\s*=\s*([\d.]+)", config)
     return dict(strides=strides, by_boxes=by_boxes, nms=float(limit[1]) if limit else .6 if strides else .5)
 
 
@@ -207,7 +209,7 @@ def how_used(found: Found, tensors, config: str = "", name: str = "", style: str
     build = dict(style=style, pixels=pixels_of(found, config, style))
     return build | (dict(fcos=fcos_form(found, tensors, config, name)) if found.method == "fcos" else {})
 
-# %% ../../nbs/detectors/12_published.ipynb #ca23e288
+# %% ../../nbs/detectors/12_published.ipynb #c1f72759
 class ShiftedScale(Scale):
     "A level's learned factor and then a constant; the tensor keeps its name `scale`."
 
@@ -267,7 +269,7 @@ def like_published(model, build: dict, tensors, backbone: str):
     with_biases(model.head, tensors)
     return model
 
-# %% ../../nbs/detectors/12_published.ipynb #f019431b
+# %% ../../nbs/detectors/12_published.ipynb #08fe8280
 def without_unused(tensors: dict[str, Tensor], places: int, keep: list[int], rows: int) -> dict[str, Tensor]:
     "Class logits of torchvision's names with only the classes `keep` out of `rows`."
     pick = lambda t: t.view(places, rows, *t.shape[1:])[:, keep].flatten(0, 1).contiguous()

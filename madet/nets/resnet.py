@@ -80,8 +80,9 @@ def _tensors(name, weights, trust):
     "The backbone's tensors by the words in `weights`: a release name or a file."
     if weights == "imagenet" or weights in getattr(tv, DEPTHS[name][2]).__members__: return _fetch(name, weights)
     tensors = read_weights(weights, trust)
-    part = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    return part or tensors
+    for prefix in ("model.backbone.body.", "backbone.body.", "backbone."):     # ours around torchvision's detector, torchvision's, ours
+        if part := {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}: return part
+    return tensors
 
 # %% ../../nbs/nets/01_resnet.ipynb #1e6cb842
 def resnet(name="resnet50",        # resnet18, resnet34, resnet50 or resnet101

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'HABITS', 'BACKBONES', 'DENSE', 'TV', 'METHODS', 'Dense', 'Torchvision', 'check_own', 'assign_of',
            'head_options', 'build_dense', 'build_torchvision', 'Method', 'find_method', 'method_fields', 'own_recipes',
-           'recipe_of', 'weights_file', 'same_norm', 'detector_from']
+           'recipe_of', 'weights_file', 'same_norm', 'rebuilt', 'detector_from']
 
 # %% ../../nbs/reports/00_methods.ipynb #e1a72b9d
 from collections.abc import Callable
@@ -171,19 +171,27 @@ def same_norm(model, recipe, tensors):
     return model
 
 
+def rebuilt(method, recipe, own, num_classes, tensors, published=None):
+    "An empty model that fits a file's tensors, without a download; `published`: how a converted network differs from our own."
+    from dataclasses import replace
+    model = method.build(replace(recipe, weights=""), own, num_classes)
+    if published is None: return same_norm(model, recipe, tensors)
+    from madet.detectors.published import like_published
+    return like_published(model, published, tensors, recipe.backbone)
+
+
 def detector_from(path, trust=False):
     "(model in evaluation mode, recipe, class names) of a run folder or a weights file; BadInput says what is wrong with it."
-    from dataclasses import replace
     from madet.nets.weights import read_weights
     from madet.training.checkpoint import about_weights, load_weights
     from madet.training.recipe import from_flat
     path = weights_file(path)
     tensors, about = read_weights(path, trust), about_weights(path)
     if not {"method", "recipe", "classes"} <= about.keys():
-        raise BadInput(f"{path} does not say which method, recipe and classes it holds; give weights that madet train wrote (best.safetensors).")
+        raise BadInput(f"{path} does not say which method, recipe and classes it holds; give weights that madet train wrote (best.safetensors), or convert published ones with madet convert.")
     method = find_method(about["method"])
     recipe, own = from_flat({name: value for name, value in about["recipe"].items() if name != "scale"}, method.own_recipe_class)
-    model = same_norm(method.build(replace(recipe, weights=""), own, len(about["classes"])), recipe, tensors)
+    model = rebuilt(method, recipe, own, len(about["classes"]), tensors, about.get("published"))
     load_weights(model, path, trust)
     model.classes = tuple(about["classes"])
     return model.eval(), recipe, model.classes
