@@ -152,7 +152,8 @@ def run_contest(contest, options, number):
         ratios = compare(samples, contest.aim, options.threads == 1 and not cuda)
         for name, work in works.items():
             if contest.rate:
-                sides[name] |= share_of_rate(work, sides[name]["ms"], contest.rate)
+                busy = sides[name]["ms"] if cuda else sides[name]["cpu_ms"] / options.threads
+                sides[name] |= share_of_rate(work, busy, contest.rate)
             if cuda:
                 sides[name]["memory_mb"] = cuda_growth(work)
             sides[name] |= getattr(work, "facts", {})
