@@ -15,9 +15,9 @@ MMDET = (
     (r"^bbox_head\.cls_convs\.(\d+)\.gn\.(weight|bias)$", r"head.class_tower.\1.1.\2"),
     (r"^bbox_head\.reg_convs\.(\d+)\.conv\.(weight|bias)$", r"head.box_tower.\1.0.\2"),
     (r"^bbox_head\.reg_convs\.(\d+)\.gn\.(weight|bias)$", r"head.box_tower.\1.1.\2"),
-    (r"^bbox_head\.(?:atss|retina|conv)_cls\.(weight|bias)$", r"head.class_out.\1"),
-    (r"^bbox_head\.(?:atss|retina|conv)_reg\.(weight|bias)$", r"head.box_out.\1"),
-    (r"^bbox_head\.(?:atss|conv)_centerness\.(weight|bias)$", r"head.quality_out.\1"),
+    (r"^bbox_head\.(?:atss|retina|conv|fcos)_cls\.(weight|bias)$", r"head.class_out.\1"),
+    (r"^bbox_head\.(?:atss|retina|conv|fcos)_reg\.(weight|bias)$", r"head.box_out.\1"),
+    (r"^bbox_head\.(?:atss|conv|fcos)_centerness\.(weight|bias)$", r"head.quality_out.\1"),
     (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1.scale"),
 )
 

@@ -103,7 +103,7 @@ def last(pattern: str, config: str):
     return next(reversed(list(re.finditer(pattern, config))), None)
 
 
-HEADS = {"atss": "atss", "retina": "retinanet", "conv": "fcos"}     # bbox_head.NAME_cls -> method
+HEADS = {"atss": "atss", "retina": "retinanet", "conv": "fcos", "fcos": "fcos"}     # bbox_head.NAME_cls -> method
 CONFIG_HEADS = {"atss": "ATSSHead", "retinanet": "RetinaHead", "fcos": "FCOSHead"}
 
 
@@ -180,12 +180,13 @@ def style_of(found: Found, config: str, name: str, said: str | None = None) -> s
     return usual
 
 
-FCOS_CAFFE = Pixels((102.9801, 115.9465, 122.7717), (1., 1., 1.), bgr=True)
+FCOS_CAFFE = Pixels(    # of the first form; the improved one has CAFFE's mean
+    (102.9801, 115.9465, 122.7717), (1., 1., 1.), bgr=True)
 
 
-def pixels_of(found: Found, config: str, style: str) -> dict:
+def pixels_of(found: Found, config: str, style: str, first_fcos: bool = False) -> dict:
     "Mean, deviation and order of the colours (in the order in which the network gets them)."
-    usual = (FCOS_CAFFE if found.method == "fcos" else CAFFE) if style == "caffe" else IMAGENET
+    usual = (FCOS_CAFFE if first_fcos else CAFFE) if style == "caffe" else IMAGENET
     swapped = [value for value in (flag(config, "to_rgb"), flag(config, "bgr_to_rgb")) if value is not None]
     bgr = not swapped[0] if swapped else usual.bgr
     return dict(mean=three_numbers(config, "mean") or usual.mean, std=three_numbers(config, "std") or usual.std, bgr=bgr)
@@ -193,8 +194,8 @@ def pixels_of(found: Found, config: str, style: str) -> dict:
 
 def fcos_form(found: Found, tensors, config: str, name: str) -> dict:
     "How an FCOS of MMDetection reads its head: {strides, by_boxes, nms}."
-    named, biased = "normbbox" in name, any(re.match(r"bbox_head\.cls_convs\.\d+\.conv\.bias", key) for key in tensors) and any(".gn." in key for key in tensors)
-    default = False if config else "normbbox" in name or biased
+    named, biased = "normbbox" in name or bool(re.match(r"fcos_.*r(50|101).*_coco", name)), any(re.match(r"bbox_head\.cls_convs\.\d+\.conv\.bias", key) for key in tensors) and any(".gn." in key for key in tensors)
+    default = not config and ("normbbox" in name or biased and not named)
     if not config and not named:
         found.said.append(f"FCOS is taken to be its {'improved' if default else 'first'} form ({'biases beside GroupNorm' if biased else 'no configuration inside'}); a file with its configuration would decide it.")
     strides, by_boxes = (value if (value := flag(config, switch)) is not None else default for switch in ("norm_on_bbox", "centerness_on_reg"))
@@ -206,8 +207,8 @@ def how_used(found: Found, tensors, config: str = "", name: str = "", style: str
     "What `like_published` needs to know of a detector, as values that JSON can hold."
     if not found.rules is MMDET: return dict(found.build)
     style = style_of(found, config, name, style)
-    build = dict(style=style, pixels=pixels_of(found, config, style))
-    return build | (dict(fcos=fcos_form(found, tensors, config, name)) if found.method == "fcos" else {})
+    form = dict(fcos=fcos_form(found, tensors, config, name)) if found.method == "fcos" else {}
+    return dict(style=style, pixels=pixels_of(found, config, style, bool(form) and not form["fcos"]["strides"])) | form
 
 # %% ../../nbs/detectors/12_published.ipynb #c1f72759
 class ShiftedScale(Scale):

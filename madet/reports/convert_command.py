@@ -28,7 +28,7 @@ def add(subparsers):
 # %% ../../nbs/reports/09_convert_command.ipynb #6a6b69ce
 LICENCES = (
     (r"(retinanet|fcos)_resnet50_fpn(_v2)?_coco-[0-9a-f]{8}|resnet(18|34|50|101)-[0-9a-f]{8}", "BSD-3-Clause (torchvision)"),
-    (r"(atss|retinanet|fcos)_.+_\d{8}(_\d{6})?-[0-9a-f]{8}", "Apache-2.0 (MMDetection model zoo)"),
+    (r"(atss|retinanet|fcos)_.+(_coco|_\d{8}(_\d{6})?)-[0-9a-f]{8}", "Apache-2.0 (MMDetection model zoo)"),
 )
 UNKNOWN = "unknown: ask whoever published it"
 
