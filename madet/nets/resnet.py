@@ -4,7 +4,10 @@
 __all__ = ['DEPTHS', 'ResNet', 'resnet']
 
 # %% ../../nbs/nets/01_resnet.ipynb #512f66ae
+import json
+
 import torch
+from safetensors import safe_open
 from torch import nn
 from torchvision.models import resnet as tv
 
@@ -84,6 +87,15 @@ def _tensors(name, weights, trust):
         if part := {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}: return part
     return tensors
 
+
+def _other_style(weights, style):
+    "BadInput where a file that madet convert wrote says that its trunk has another style; keys and shapes would not tell."
+    if not str(weights).endswith(".safetensors"): return
+    with safe_open(weights, "pt") as file: told = json.loads((file.metadata() or {}).get("published", "null"))
+    theirs = told.get("style", style) if isinstance(told, dict) else style
+    if theirs != style:
+        raise BadInput(f"{weights} has a trunk of the {theirs} style and this one is of the {style} style, which computes something else with the same numbers; take other weights.")
+
 # %% ../../nbs/nets/01_resnet.ipynb #1e6cb842
 def resnet(name="resnet50",        # resnet18, resnet34, resnet50 or resnet101
            weights=None,           # None: from scratch; imagenet, IMAGENET1K_V1, IMAGENET1K_V2; or a .safetensors or .pth file
@@ -99,6 +111,7 @@ def resnet(name="resnet50",        # resnet18, resnet34, resnet50 or resnet101
     _refuse_unknown(name, style, norm, out)
     weights = None if weights in (None, "none", "None", "scratch") else str(weights)
     tensors = _tensors(name, weights, trust) if weights else {}
+    if weights: _other_style(weights, style)
     if norm is None: norm = "gn" if "bn1.running_mean" not in tensors else "frozen" if style == "caffe" else "bn_frozen_stats"
     if frozen_stages is None: frozen_stages = 1 if weights else -1
     net = ResNet(name, style, norm, frozen_stages, out)

@@ -98,7 +98,7 @@ def detector(found, checkpoint, classes_file, style):
     method, recipe, own = recipe_of("full", {"method": found.method, "backbone": found.backbone, "data": "data/coco", **found.own})
     ours, _ = renamed(checkpoint.path, tensors, found.rules)
     model = rebuilt(method, recipe, own, len(names), ours, published)
-    if published.get("style") == "caffe": said.append("the trunk is of the caffe style: fine for predict and test, not for train --weights, whose trunks are of the pytorch style")
+    if published.get("style") == "caffe": said.append("the trunk is of the caffe style: fine for predict and test, refused by train --weights, whose trunks are of the pytorch style")
     if found.method == "fcos": said.append("FCOS has no fixture of the original code here: names and shapes are checked, published numbers are not")
     return model, tensors, dict(method=found.method, scale="full", recipe=merge(recipe, own), classes=names, published=published), said + found.said
 
