@@ -30,7 +30,7 @@ setup(
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["madet", "madet.*"]),
     install_requires=lines("requirements"),
-    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "fast", "tensorboard", "ray", "slurm")},
+    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "docs", "fast", "tensorboard", "ray", "slurm")},
     data_files=list(paper_files()),
     entry_points={"nbdev": ["madet = madet._modidx:d"], "console_scripts": lines("console_scripts")},
 )
