@@ -81,7 +81,8 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
     build:    (recipe, own, num_classes) -> detector
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: everything counts as typed)
     minutes:  length of a run that has neither steps nor epochs
-    conclude: called without arguments before metrics.json is written, so that a finished run has what it makes (pictures)
+    conclude: called without arguments before metrics.json is written, so that a finished run has what it makes (pictures);
+              with several processes the caller does it afterwards, on one of them
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
     Raises BadInput with a sentence, or Interrupted (a KeyboardInterrupt) once the run is saved.
     """
@@ -120,7 +121,7 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
         say(f"scoring {len(parts['test'])} test images")
         metrics = {"test": score(model, "test")} | summary(state, plan, recipe, scale)
         if folder.writes:
-            if conclude:
+            if conclude and world() == 1:  # a picture of one process would wait for the others
                 conclude()
             folder.keep(folder.metrics, metrics)
         say(f"test AP {percent(metrics['test']['AP'])}, AP50 {percent(metrics['test']['AP50'])} after {plan.steps} steps "
