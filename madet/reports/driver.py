@@ -72,10 +72,14 @@ def child():
     import papermill
     from papermill.exceptions import PapermillExecutionError
     os.environ["MADET_PARENT"] = str(os.getpid())                    # the kernel will die with this process
-    try:
-        papermill.execute_notebook(template, Path(folder) / "run.ipynb", parameters=json.loads(parameters), progress_bar=False)
-    except PapermillExecutionError as error:
-        sys.exit("interrupted" if error.ename == "KeyboardInterrupt" else f"{error.ename}: {error.evalue}")
+    for attempt in range(3):
+        try:
+            papermill.execute_notebook(template, Path(folder) / "run.ipynb", parameters=json.loads(parameters), progress_bar=False)
+            return
+        except PapermillExecutionError as error:
+            sys.exit("interrupted" if error.ename == "KeyboardInterrupt" else f"{error.ename}: {error.evalue}")
+        except RuntimeError as error:      # two kernels that start at once may pick the same port; nothing has run yet
+            if "before replying" not in str(error) or attempt == 2: raise
 
 
 def follow_launcher():
