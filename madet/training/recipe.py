@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'CALLED', 'CHOICES', 'AT_LEAST', 'SCALES', 'Recipe', 'comments', 'merge', 'from_flat', 'convert', 'typed',
-           'image_sides', 'milestone_list', 'check', 'read_options', 'make_recipe', 'scaled_lr']
+           'image_sides', 'words_of', 'one_or_range', 'train_sides', 'scored_sides', 'milestone_list', 'check',
+           'read_options', 'make_recipe', 'scaled_lr']
 
 # %% ../../nbs/training/00_recipe.ipynb #18c3be10
 import difflib
@@ -38,6 +39,8 @@ class Recipe:
     epochs: float = 0.0         # length in passes over the data, where steps is 0
     steps: int = 3400           # length in steps; 0 = epochs decides, both 0 = as many as fit the budget
     image_size: str = "96"      # pixels: the long side, or long x short as in 1333x800
+    train_sizes: str = ""       # sizes to draw from, 1333x640,1333x800 or 1333x640-800; "" = image_size
+    test_sizes: str = ""        # sizes to score the test set at, merged: 1333x640,1333x800,flip; "" = image_size
     precision: str = "fp32"     # fp32 or bf16 (geometry and losses stay fp32)
     ema: float = 0.0            # decay of the averaged weights a step; 0 = none
     eval_every: int = 0         # steps; 0 = at the end only, -1 = once an epoch
@@ -121,6 +124,46 @@ def image_sides(text) -> tuple:
     return int(hit[1]), int(hit[2]) if hit[2] else None
 
 
+def words_of(text) -> list:
+    """The parts of a text between commas, in small letters and without blanks."""
+    return [part.strip().lower() for part in str(text).split(",") if part.strip()]
+
+
+def one_or_range(word) -> list:
+    """`"1333x800"` -> [(1333, 800)]; `"1333x640-800"` -> all of (1333, 640) to (1333, 800); `"64-96"` -> (64, None) to (96, None)."""
+    hit = re.fullmatch(r"(?:(\d+)x)?(\d+)-(\d+)", word)
+    if not hit:
+        return [image_sides(word)]
+    low, high = int(hit[2]), int(hit[3])
+    if low > high:
+        raise BadInput(f"the range {low}-{high} runs backwards; write the smaller side first")
+    return [image_sides(f"{hit[1]}x{side}" if hit[1] else side) for side in range(low, high + 1)]
+
+
+def train_sides(recipe) -> list:
+    """The sizes (long, short or None) that a training image's size is drawn from; without `train_sizes` it is `image_size` alone."""
+    try:
+        return [size for word in words_of(recipe.train_sizes) for size in one_or_range(word)] or [image_sides(recipe.image_size)]
+    except BadInput:
+        if not words_of(recipe.train_sizes):
+            raise
+        raise BadInput(f"--train-sizes is {recipe.train_sizes!r}; write sizes with commas between (1333x640,1333x800), or a range "
+                       "of the short side, the smaller first (1333x640-800)") from None
+
+
+def scored_sides(recipe) -> tuple:
+    """([(long, short or None)], whether each is also looked at mirrored) of a recipe's `test_sizes`, else of its `image_size`."""
+    words = words_of(recipe.test_sizes)
+    sizes = [word for word in words if word != "flip"] or [recipe.image_size]
+    try:
+        return [image_sides(size) for size in sizes], "flip" in words
+    except BadInput:
+        if sizes == [recipe.image_size]:
+            raise
+        raise BadInput(f"--test-sizes is {recipe.test_sizes!r}; write sizes with commas between, and flip as a last word for mirrored "
+                       "images as well (1333x640,1333x800,flip)") from None
+
+
 def milestone_list(text) -> list:
     """`"8,11"` -> [8.0, 11.0], rising and above 0."""
     try:
@@ -144,7 +187,7 @@ def check(recipe):
         raise BadInput(f"--lr is {recipe.lr}; it has to be above 0")
     if not 0 <= recipe.ema < 1:
         raise BadInput(f"--ema is {recipe.ema}; a decay lies between 0 (off) and 1, typically 0.999")
-    image_sides(recipe.image_size), milestone_list(recipe.milestones)
+    image_sides(recipe.image_size), train_sides(recipe), scored_sides(recipe), milestone_list(recipe.milestones)
 
 # %% ../../nbs/training/00_recipe.ipynb #043aaaba
 def read_options(words, *kinds) -> dict:

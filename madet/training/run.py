@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['names', 'open_parts', 'sentences', 'worth_training', 'fitting_steps', 'run', 'Speaker', 'training_batches',
-           'settle_length', 'summary', 'percent']
+           'scored_batch', 'settle_length', 'summary', 'percent']
 
 # %% ../../nbs/training/09_run.ipynb #3bc5d17c
 import copy
@@ -18,16 +18,16 @@ import torch
 # %% ../../nbs/training/09_run.ipynb #d4a227eb
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Upright
-from ..data.augment import Compose, RandomFlip
+from ..data.augment import Compose, OneOf, RandomFlip
 from ..data.batches import Batches
 from ..data.embedded import embedded
 from ..data.folder import Opened
 from .checkpoint import load_weights, seed_everything, unshaken
 from .distributed import agree, processes, rank, spread, wait, world
-from .evaluate import evaluate, resizing
+from .evaluate import evaluate, resizing, sized, views_of
 from .folder import RunFolder, read_json
 from .loop import Signals, make_plan, make_state, resume as resume_state, supervised, take_step, train
-from .recipe import from_flat, merge, scaled_lr
+from .recipe import from_flat, merge, scaled_lr, train_sides
 from .schedules import length
 from .watch import in_words, peak_memory
 
@@ -113,13 +113,13 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
             say(f"resumed at step {state.step} of {plan.steps}")
         folder.note_environment(state.step)
 
-        score = lambda model, part: evaluate(model, parts[part], resizing(recipe.image_size), max(1, recipe.total_batch // world()), recipe.workers)
+        score = lambda model, part, views: evaluate(model, parts[part], views, scored_batch(recipe, views), recipe.workers)
         about = {"method": recipe.method, "scale": scale, "recipe": merge(recipe, own), "classes": list(model.classes)}
-        train(state, step_fn, batches, folder, plan, lambda model: score(model, "val"), about, tensorboard, stream=stream)
+        train(state, step_fn, batches, folder, plan, lambda model: score(model, "val", (resizing(recipe.image_size),)), about, tensorboard, stream=stream)
         wait()
         load_weights(model, folder.best)
         say(f"scoring {len(parts['test'])} test images")
-        metrics = {"test": score(model, "test")} | summary(state, plan, recipe, scale)
+        metrics = {"test": score(model, "test", views_of(recipe))} | summary(state, plan, recipe, scale)
         if folder.writes:
             if conclude and world() == 1:  # a picture of one process would wait for the others
                 conclude()
@@ -141,10 +141,16 @@ class Speaker:
 
 
 def training_batches(recipe, dataset, scale) -> Batches:
-    """This process's share of the training batches: resized, and mirrored half of the time."""
-    transform = Compose((resizing(recipe.image_size), RandomFlip()))
+    """This process's share of the training batches: resized (to one of `train_sizes`), and mirrored half of the time."""
+    sizes = tuple(sized(*sides) for sides in train_sides(recipe))
+    transform = Compose((sizes[0] if len(sizes) == 1 else OneOf(sizes), RandomFlip()))
     return Batches(dataset, transform, recipe.total_batch, recipe.seed, rank=rank(), world=world(), workers=recipe.workers,
                    indices=worth_training(dataset, scale), skip=True)
+
+
+def scored_batch(recipe, views) -> int:
+    """Images at a time when scoring: this process's share of a step, but one where several views may be larger than what was trained on."""
+    return max(1, recipe.total_batch // world()) if len(views) == 1 else 1
 
 
 def settle_length(recipe, params, folder, state, step_fn, batches, minutes, say):
