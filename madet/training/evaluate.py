@@ -15,6 +15,7 @@ from ..data.augment import Compose, RandomFlip, Resize, fit, undo
 from ..data.batches import sequential
 from ..heads.detect import Cut, suppress
 from ..metrics.coco import coco_score, plain, record_truths
+from ..metrics.slices import slice_numbers, slice_scores
 from .distributed import gather, rank, world
 from .recipe import image_sides, scored_sides
 
@@ -85,7 +86,8 @@ def cut_of(model) -> Cut:
 
 # %% ../../nbs/training/08_evaluate.ipynb #10c54361
 def evaluate(model, dataset, transform, batch=4, workers=0, indices=None) -> dict:
-    """COCO scores of a detector as plain JSON: AP, AP50, AP75, APs, APm, APl (fractions, None where undefined), `per_class` and counts.
+    """COCO scores of a detector as plain JSON: AP, AP50, AP75, APs, APm, APl (fractions, None where undefined), `per_class` and counts,
+    and AP over the slices of `metrics.slices`: AP_compact, AP_oblong, AP_elongated, AP_alone, AP_crowded, with `slice_objects`.
 
     Only images that could be read count. BadInput where the detector has other classes than the data, or boxes are rotated.
     """
@@ -97,4 +99,5 @@ def evaluate(model, dataset, transform, batch=4, workers=0, indices=None) -> dic
     results = detect(model, dataset, transform, batch, workers, indices)
     seen = {one["image_id"] for one in results}
     truths = record_truths(r for r in dataset.records if r.image_id in seen)
-    return plain(coco_score(truths, results, dataset.classes))
+    slices = slice_scores(truths, results, dataset.classes, dataset.geometry)
+    return plain(coco_score(truths, results, dataset.classes)) | slice_numbers(slices)
