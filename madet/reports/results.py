@@ -12,7 +12,7 @@ from pathlib import Path
 from .verdicts import verdict
 
 # %% ../../nbs/reports/11_results.ipynb #134c3043
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_compact", "AP_oblong", "AP_elongated", "AP_alone", "AP_crowded")
 COLUMNS = ("row", "scale", "seed", "status", *METRICS, "data", "level", "method", "backbone", "total_batch", "steps", "schedule", "image_size",
            "hardware", "hours", "peak_memory_gb", "versions", "commit", "run", "problem")
 
@@ -89,19 +89,19 @@ def claim_lines(rows, found, scale):
     "One dict for each claim of the grid: the two rows, seeds, mean difference and interval (fractions), verdict."
     out = []
     for row in rows:
-        for sign, other in row.claims:
-            pairs = [(numbers([line], "AP"), numbers([found.get((other, seed), {})], "AP"))
+        for sign, other, metric in row.claims:
+            pairs = [(numbers([line], metric), numbers([found.get((other, seed), {})], metric))
                      for (name, seed), line in found.items() if name == row.name and line.get("status") == "done"]
             differences = [a[0] - b[0] for a, b in pairs if a and b]
             mean, low, high, word = verdict(differences, SAME if sign == "=" else None)
-            out.append({"row": row.name, "claim": "higher than" if sign == ">" else "the same as", "other": other, "scale": scale,
+            out.append({"row": row.name, "claim": "higher than" if sign == ">" else "the same as", "other": other, "metric": metric, "scale": scale,
                         "seeds": len(differences), "difference": mean, "low": low, "high": high, "verdict": word if differences else "not run"})
     return out
 
 
 def claim_sentence(claim):
     "A claim and its verdict as a sentence; numbers in AP."
-    head = f"{claim['row']} is {claim['claim']} {claim['other']}"
+    head = f"{claim['row']} is {claim['claim']} {claim['other']}" + (f" in {claim['metric']}" if claim["metric"] != "AP" else "")
     if not claim["seeds"]: return f"{head}: not run at {claim['scale']}"
     if claim["seeds"] == 1: return f"{head}: {claim['difference'] * 100:+.1f} AP with one seed at {claim['scale']}: {claim['verdict']}"
     return (f"{head}: {claim['difference'] * 100:+.1f} AP, 95 % interval {claim['low'] * 100:+.1f} to {claim['high'] * 100:+.1f}, "
