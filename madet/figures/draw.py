@@ -7,7 +7,7 @@ Docs: https://madet.github.io/madet/figures/draw.html.md"""
 # %% auto #0
 __all__ = ['PALETTE', 'TRUTH', 'HALO', 'QUIET', 'colours', 'to_array', 'outlines', 'captions', 'show_image', 'draw_boxes',
            'draw_truth', 'draw_assignment', 'draw_detections', 'contact_sheet', 'save_png', 'pr_curves', 'loss_curves',
-           'annotate']
+           'stacked_bars', 'signed_bars', 'short', 'zoom', 'case_sheet', 'annotate']
 
 # %% ../../nbs/figures/00_draw.ipynb #39e43dd5
 from itertools import cycle, islice
@@ -207,6 +207,82 @@ def loss_curves(rows, ax=None, keys=None, window=None):
     ax.set(xlabel="step", ylabel="loss", ylim=(0, None))
     if keys: ax.legend(fontsize=7)
     return ax
+
+# %% ../../nbs/figures/00_draw.ipynb #a3ce1e97
+def stacked_bars(rows, tints, ax=None, most=20, notes=None):
+    """Horizontal bars, one for each row, stacked by key and longest first; after `most` rows the rest share one.
+
+    `rows`: {name: {key: count}}; `tints`: {key: colour}, in the order of stacking; `notes`: {name: words behind the bar}. Returns the axes."""
+    ax = ax or plt.subplots(figsize=(5.4, 3), layout="constrained")[1]
+    totals = {name: sum(row.get(k, 0) for k in tints) for name, row in rows.items()}
+    names = sorted(rows, key=lambda n: -totals[n])
+    shown, rest = (names, []) if len(names) <= most else (names[:most - 1], names[most - 1:])
+    bars = [(short(n), rows[n], (notes or {}).get(n, "")) for n in shown]
+    if rest: bars.append((f"{len(rest)} others", {k: sum(rows[n].get(k, 0) for n in rest) for k in tints}, ""))
+    places, starts = np.arange(len(bars)), np.zeros(len(bars))
+    for key, tint in tints.items():
+        lengths = np.array([row.get(key, 0) for _, row, _ in bars], float)
+        ax.barh(places, lengths, left=starts, color=tint, edgecolor="white", linewidth=.5, label=key)
+        starts += lengths
+    for place, end, (_, _, note) in zip(places, starts, bars): ax.text(end, place, f" {note}", va="center", fontsize=7, color="#555555")
+    ax.set(yticks=places, yticklabels=[n for n, _, _ in bars], ylim=(len(bars) - .4, -.6), xlim=(0, max(starts.max(initial=0) * (1.35 if notes else 1.05), 1)))
+    return _calm(ax)
+
+def signed_bars(values, tints, ax=None, form="{:+.1f}"):
+    "Horizontal bars of {name: number}, each with its number behind it; None is drawn as a dash. Returns the axes."
+    ax = ax or plt.subplots(figsize=(3.4, 3), layout="constrained")[1]
+    lengths = np.array([v or 0. for v in values.values()], float)
+    ax.barh(np.arange(len(lengths)), lengths, color=[tints[k] for k in values], edgecolor="white", linewidth=.5)
+    for place, (length, value) in enumerate(zip(lengths, values.values())):
+        ax.text(max(length, 0.), place, " –" if value is None else " " + form.format(value), va="center", fontsize=8)
+    low, high = min(lengths.min(initial=0), 0), max(lengths.max(initial=0), 0)
+    ax.set(yticks=np.arange(len(lengths)), yticklabels=list(values), ylim=(len(lengths) - .4, -.6), xlim=(low * 1.1, high + .3 * max(high - low, 1e-9) if high > low else 1))
+    return _calm(ax)
+
+def _calm(ax):
+    "Only the lines that are read: no box around the axes"
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8, length=2)
+    return ax
+
+def short(name, most=16):
+    "A name of at most `most` letters"
+    return name if len(name) <= most else name[:most - 1] + "…"
+
+def zoom(ax, boxes, size, room=.5, least=32):
+    "Let axes show a square of an image of `size` (height, width) around boxes `[K, 4|5]`: `room` times their extent on each side, at least `least` pixels"
+    points = outlines(boxes).reshape(-1, 2).clip(0, size[::-1])
+    low, high = points.min(0), points.max(0)
+    side = min(max(float((high - low).max()) * (1 + 2 * room), least), max(size))
+    left, top = ((low + high - side) / 2).clip(0, np.maximum(np.array(size[::-1], float) - side, 0))
+    ax.set(xlim=(left, left + side), ylim=(top + side, top))
+    return ax
+
+def case_sheet(rows, columns=5, side=1.62):
+    """A page of cases, one line for each kind.
+
+    `rows`: list of (title, colour, cases); a case is dict(image, boxes `[G, 4|5]` of the truth, ignore `[G]`, meant (index of the object, -1: none),
+    box `[4|5]` of the detection or None, title). Returns the figure."""
+    heights = [1. if cases else .5 for *_, cases in rows] or [1.]
+    fig, axes = plt.subplots(max(len(rows), 1), columns, figsize=(side * columns + .4, (side + .38) * sum(heights)), squeeze=False, layout="constrained",
+                             height_ratios=heights)
+    for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
+    for line, (title, tint, cases) in zip(axes, rows):
+        line[0].set_ylabel(title, fontsize=8)
+        if not cases: line[0].text(.5, .5, "none", ha="center", va="center", color=QUIET, fontsize=8, transform=line[0].transAxes)
+        for ax, case in zip(line, cases): _draw_case(ax, case, tint)
+    return fig
+
+def _draw_case(ax, case, tint):
+    boxes, image = torch.as_tensor(case["boxes"]), to_array(case["image"])
+    draw_truth(ax, image, boxes, ignore=case.get("ignore"), width=.7)
+    around = [] if case["meant"] < 0 else [boxes[case["meant"]]]
+    if around: draw_truth(ax, None, boxes[case["meant"]][None], width=1.8)
+    if case["box"] is not None:
+        around.append(torch.as_tensor(case["box"]))
+        draw_boxes(ax, None, around[-1][None], colour=tint, width=2.)
+    zoom(ax, torch.stack(around), image.shape[:2])
+    ax.set_title(case["title"], fontsize=7, pad=2)
 
 # %% ../../nbs/figures/00_draw.ipynb #69c5a960
 def _hatched(canvas, quad, colour, step):
