@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['BOX_LOSSES', 'HANDLERS', 'tensor', 'numbers', 'grid_of', 'anchors', 'coder_delta_xywh', 'assign_atss',
-           'assign_maxiou', 'centerness_case', 'nms', 'loss_boxes', 'loss_classes']
+           'assign_maxiou', 'centerness_case', 'nms', 'loss_boxes', 'loss_classes', 'deform_conv_case']
 
 # %% ../../nbs/reports/22_parity_parts.ipynb #8249aa62
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from ..losses import boxes as box_losses
 from ..losses import focal
 from ..losses.reduce import weighted_sum
 from ..nets.anchors import AnchorGrid, octave_scales
+from ..nets.deform import deform_conv
 from .parity import Check, Fixture
 
 # %% ../../nbs/reports/22_parity_parts.ipynb #260b94af
@@ -212,5 +213,18 @@ def loss_classes(z: Fixture, meta: dict) -> Iterator[Check]:
         yield Check(f"{name}_grad", z[f"{name}_grad"], numbers(logits.grad), 1e-5)
 
 # %% ../../nbs/reports/22_parity_parts.ipynb #5a262035
+def deform_conv_case(z: Fixture, meta: dict) -> Iterator[Check]:
+    "Deformable convolution without gates (v1) and with them and a bias (v2): value and the gradient of every tensor that has one recorded."
+    options = {name: meta.get(name, default) for name, default in dict(stride=1, padding=0, dilation=1, groups=1, deform_groups=1).items()}
+    for version, names in dict(v1=("x", "offset", "weight"), v2=("x", "offset", "weight", "mask", "bias")).items():
+        if f"{version}_out" not in z.files: continue
+        given = {name: tensor(z.input(name)).requires_grad_() for name in names if name in z.files}
+        out = deform_conv(**given, **options)
+        out.backward(tensor(z.input(f"{version}_gout")))
+        yield Check(f"{version}_out", z[f"{version}_out"], numbers(out), 1e-5)
+        for name, t in given.items():
+            if f"{version}_g{name}" in z.files: yield Check(f"{version}_g{name}", z[f"{version}_g{name}"], numbers(t.grad), 1e-5)
+
+
 HANDLERS = dict(anchors=anchors, coder_delta_xywh=coder_delta_xywh, assign_atss=assign_atss, assign_maxiou=assign_maxiou,
-                centerness=centerness_case, nms=nms, loss_boxes=loss_boxes, loss_classes=loss_classes)
+                centerness=centerness_case, nms=nms, loss_boxes=loss_boxes, loss_classes=loss_classes, deform_conv=deform_conv_case)
