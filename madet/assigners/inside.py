@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from .max_iou import BACKGROUND
+from .mutual import ask
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
 
 # %% ../../nbs/assigners/03_inside.ipynb #c4d48cdf
 def inside_only(assign: Callable, priors: Priors, truths: Tensor, geometry: Upright | Rotated = Upright(), *,
-                ignored: Tensor | None = None, margin: float = 0.01) -> Tensor:
+                ignored: Tensor | None = None, logits: Tensor | None = None, labels: Tensor | None = None, margin: float = 0.01) -> Tensor:
     """What `assign` answers, int64 `[A]`, with positives turned into background where the prior's centre is not inside its truth.
 
     `margin` in pixels: how far inside, as in ATSS. Source: Zhang et al., CVPR 2020, table 1 ("in GT box")."""
-    matched = assign(priors, truths, geometry, ignored=ignored)
+    matched = ask(assign, priors, truths, geometry, ignored=ignored, logits=logits, labels=labels)
     if not len(truths):
         return matched
     sides = geometry.side_distances(geometry.parts(priors.boxes)[0], truths[matched.clamp(min=0)])

@@ -102,6 +102,7 @@ class DistanceCoder:
     activation: str = "exp"
     unit: float = 1.0
     clip_border: bool = True
+    max_log: float | None = None             # under exp: largest raw value that still counts, against overflow
 
     def __post_init__(self):
         if self.activation not in ("exp", "relu", "linear"):
@@ -120,6 +121,7 @@ class DistanceCoder:
         points, extent, _ = self.priors.parts(priors)
         sides = values[..., :4]
         if self.activation != "linear":
+            sides = sides if self.max_log is None else sides.clamp(max=self.max_log)
             sides = sides.exp() if self.activation == "exp" else sides.relu()
         boxes = self.boxes.from_sides(points, sides * self._units(extent), self.boxes.wrap(values[..., 4:]))
         return self.boxes.clip(boxes, size) if size is not None and self.clip_border else boxes

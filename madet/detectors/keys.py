@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 # %% ../../nbs/detectors/10_keys.ipynb #f09a2adb
 MMDET = (
+    (r"^backbone\.(layer\d+\.\d+)\.conv2_offset\.(weight|bias)$", r"backbone.\1.conv2.conv_offset.\2"),
     (r"^backbone\.(.*)$", r"backbone.\1"),
     (r"^neck\.(lateral_convs|fpn_convs)\.(\d+)\.conv\.(weight|bias)$", r"neck.\1.\2.\3"),
     (r"^bbox_head\.cls_convs\.(\d+)\.conv\.(weight|bias)$", r"head.class_tower.\1.0.\2"),
@@ -18,6 +19,12 @@ MMDET = (
     (r"^bbox_head\.(?:atss|retina|conv|fcos)_cls\.(weight|bias)$", r"head.class_out.\1"),
     (r"^bbox_head\.(?:atss|retina|conv|fcos)_reg\.(weight|bias)$", r"head.box_out.\1"),
     (r"^bbox_head\.(?:atss|conv|fcos)_centerness\.(weight|bias)$", r"head.quality_out.\1"),
+    (r"^bbox_head\.dcn\.conv\.(weight|conv_offset\.weight|conv_offset\.bias)$", r"head.interaction.convs.0.\1"),
+    (r"^bbox_head\.dcn\.gn\.(weight|bias)$", r"head.interaction.norms.0.\1"),
+    (r"^bbox_head\.class_conv\.(weight|bias)$", r"head.class_out.\1"),
+    (r"^bbox_head\.regress_conv_abased\.(weight|bias)$", r"head.box_outs.0.\1"),
+    (r"^bbox_head\.regress_conv_afree\.(weight|bias)$", r"head.box_outs.1.\1"),
+    (r"^bbox_head\.iou_conv\.(weight|bias)$", r"head.quality_out.\1"),
     (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1.scale"),
 )
 

@@ -30,7 +30,8 @@ def atss_head(num_classes: int, channels: int = 256, *,
               centerness: bool = True,                    # the branch, and the weight of box losses
               scales: bool = True,                        # a learnable factor a level
               depth: int = 4,                             # convolutions of a tower
-              norm: str | None = "gn") -> DenseHead:      # gn: GroupNorm; None: biases
+              norm: str | None = "gn",                    # gn: GroupNorm; None: biases
+              interaction: str | None = None) -> DenseHead:      # MADet's joint look of both towers: shared, separate or None
     """ATSS's answers (Zhang et al., CVPR 2020; MMDetection 3.3 in the details).
 
     With `assign=max_iou` and the options switched one by one this is also every line of the paper's table 1, which walks
@@ -41,7 +42,7 @@ def atss_head(num_classes: int, channels: int = 256, *,
     shared = dict(by_quality=centerness, across_ranks=True)
     charge = Charge(overlap_loss(boxes), box_weight=2., **shared) if box_loss == "giou" else Charge(partial(smooth_l1_loss, beta=.11), encoded=True, **shared)
     return DenseHead(
-        num_classes, channels, depth=depth, norm=norm, quality=centerness, scales=scales, charge=charge,
+        num_classes, channels, depth=depth, norm=norm, interaction=interaction, quality=centerness, scales=scales, charge=charge,
         grid=anchors_of(anchors_per_place, strides, anchor_size),
         coder=coder_of(start, boxes, (.1, .1, .2, .2, .1)),
         assign=partial(inside_only, rule) if inside_box else rule)

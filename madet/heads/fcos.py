@@ -33,10 +33,11 @@ def fcos_head(num_classes: int, channels: int = 256, *,
               scales: bool = True,                        # a learnable factor a level
               by_centerness: bool = True,                 # weigh box losses by centerness
               depth: int = 4,                             # convolutions of a tower
-              norm: str | None = "gn") -> DenseHead:      # gn: GroupNorm; None: biases
+              norm: str | None = "gn",                    # gn: GroupNorm; None: biases
+              interaction: str | None = None) -> DenseHead:      # MADet's joint look of both towers: shared, separate or None
     "FCOS's answers (Tian et al., ICCV 2019, with the improvements of TPAMI 2020: centre sampling, GIoU, centerness beside the box)."
     return DenseHead(
-        num_classes, channels, depth=depth, norm=norm, quality=True, scales=scales,
+        num_classes, channels, depth=depth, norm=norm, interaction=interaction, quality=True, scales=scales,
         grid=anchors_of(anchors_per_place, strides, anchor_size, .5 if half_stride else 0.),
         coder=coder_of(start, boxes, (.1, .1, .2, .2, .1), activation, unit=1 / anchor_size),
         assign=assign or partial(fcos_rule, centre_radius=centre_radius),

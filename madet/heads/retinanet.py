@@ -44,10 +44,11 @@ def retinanet_head(num_classes: int, channels: int = 256, *,
                    start: str = "box",                         # box or point
                    assign: Callable | None = None,             # None: max-IoU .5 / .4 with rescue
                    depth: int = 4,                             # convolutions of a tower
-                   norm: str | None = None) -> DenseHead:      # None: biases; gn: GroupNorm
+                   norm: str | None = None,                    # None: biases; gn: GroupNorm
+                   interaction: str | None = None) -> DenseHead:      # MADet's joint look of both towers: shared, separate or None
     "RetinaNet's answers (Lin et al., ICCV 2017; MMDetection 3.3 in the details)."
     return DenseHead(
-        num_classes, channels, depth=depth, norm=norm,
+        num_classes, channels, depth=depth, norm=norm, interaction=interaction,
         grid=anchors_of(anchors_per_place, strides, anchor_size),
         coder=coder_of(start, boxes, (1., 1., 1., 1., 1.)),
         assign=assign or partial(max_iou, positive=.5, negative=.4, low_quality=0.),

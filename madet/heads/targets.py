@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..assigners.max_iou import IGNORED
+from ..assigners.mutual import ask
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
 
@@ -26,17 +27,19 @@ def comparable(priors: Priors, truths: Tensor, prior_geometry: Upright | Rotated
 
 # %% ../../nbs/heads/01_targets.ipynb #5f09e2a6
 def match_image(priors: Priors, on_image: Tensor | None, target: dict, assign: Callable, prior_geometry: Upright | Rotated,
-                box_geometry: Upright | Rotated, match: str = "own") -> Tensor:
+                box_geometry: Upright | Rotated, match: str = "own", logits: Tensor | None = None) -> Tensor:
     """What every prior of one image is: int64 `[A]`, the index of a truth in `target["boxes"]`, -1 background, -2 ignored.
 
     Priors that are not `on_image` (bool `[A]`, None: all are) answer -2. Truths flagged in `target["ignore"]` are handed to
-    `assign(priors, truths, geometry, ignored=...)` apart, as regions nobody is asked about."""
+    `assign(priors, truths, geometry, ignored=...)` apart, as regions nobody is asked about. A rule that looks at predictions
+    gets the class `logits` `[A, C]` of the priors too."""
     boxes = target["boxes"]
     ignore = target.get("ignore")
     ignore = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device) if ignore is None else ignore.bool()
     whole = on_image is None or bool(on_image.all())
     some, truths, geometry = comparable(priors if whole else priors.select(on_image), boxes, prior_geometry, box_geometry, match)
-    found = assign(some, truths[~ignore], geometry, ignored=truths[ignore])
+    seen = logits if whole or logits is None else logits[on_image]
+    found = ask(assign, some, truths[~ignore], geometry, ignored=truths[ignore], logits=seen, labels=target["labels"][~ignore])
     if bool(ignore.any()):
         numbers = (~ignore).nonzero()[:, 0]
         found = torch.where(found >= 0, numbers[found.clamp(min=0)] if len(numbers) else found, found)
@@ -66,11 +69,14 @@ class Targets:
 
 
 def targets_of(priors: Priors, flags: list[Tensor | None], targets: list[dict], num_classes: int, assign: Callable,
-               prior_geometry: Upright | Rotated, box_geometry: Upright | Rotated, match: str = "own") -> Targets:
-    "Assign every image of a batch; `flags` say which priors lie on each image, `targets` are dicts with boxes, labels and maybe ignore."
+               prior_geometry: Upright | Rotated, box_geometry: Upright | Rotated, match: str = "own",
+               logits: Tensor | None = None) -> Targets:
+    """Assign every image of a batch; `flags` say which priors lie on each image, `targets` are dicts with boxes, labels and maybe
+    ignore; `logits` `[B, A, C]` are for rules that look at predictions."""
     with torch.no_grad():
-        matched = torch.stack([match_image(priors, flag, target, assign, prior_geometry, box_geometry, match)
-                               for flag, target in zip(flags, targets, strict=True)])
+        seen = [None] * len(targets) if logits is None else logits
+        matched = torch.stack([match_image(priors, flag, target, assign, prior_geometry, box_geometry, match, view)
+                               for flag, target, view in zip(flags, targets, seen, strict=True)])
         image, prior = (matched >= 0).nonzero(as_tuple=True)
         labels = torch.full_like(matched, num_classes)
         boxes = priors.boxes.new_zeros(len(image), box_geometry.dim)
