@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['State', 'make_state', 'supervised', 'Plan', 'make_plan', 'NotFinite', 'to_device', 'parts_of', 'image_ids', 'plain',
            'total_of', 'look_out', 'take_step', 'Interrupted', 'Signals', 'save', 'keep_best', 'judge', 'train',
-           'resume', 'Clock', 'explain']
+           'leave', 'resume', 'Clock', 'explain']
 
 # %% ../../nbs/training/07_loop.ipynb #59b52471
 import os
@@ -285,6 +285,8 @@ def train(state, step_fn, batches, folder, plan, evaluate=None, about=None, tens
             if evaluate and plan.evaluates_at(state.step) and state.scored != state.step:
                 if saved != state.step and save(state, folder, watch):
                     saved = state.step
+                if leaving := agree(signals.caught, state.device):  # while it was saved: an evaluation can be long
+                    leave(leaving, state, folder, watch, plan, saved)
                 with signals.interrupting():
                     judge(state, folder, watch, evaluate, about)
                 clock.tick(state)
@@ -302,12 +304,21 @@ def train(state, step_fn, batches, folder, plan, evaluate=None, about=None, tens
                 clock.tick(state)
                 saved = state.step if save(state, folder, watch, bool(leaving)) else saved
             if leaving:
-                raise Interrupted(f"{signal.Signals(leaving).name}: saved at step {state.step} of {plan.steps}; continue with --resume")
+                leave(leaving, state, folder, watch, plan, saved)
         if not state.best_step:
             keep_best(state, folder, watch, None, about, last_chance=True)
         clock.tick(state)
         save(state, folder, watch, last_chance=True)
+        if leaving := agree(signals.caught, state.device):  # during the last save
+            leave(leaving, state, folder, watch, plan, state.step)
     return state
+
+
+def leave(number, state, folder, watch, plan, saved):
+    """Raise Interrupted for the signal `number`, once this step is saved (`saved`: the step that is)."""
+    if saved != state.step:
+        save(state, folder, watch, last_chance=True)
+    raise Interrupted(f"{signal.Signals(number).name}: saved at step {state.step} of {plan.steps}; continue with --resume")
 
 
 def resume(state, folder):
