@@ -12,7 +12,7 @@ from .driver import follow_launcher
 from .methods import detector_from, recipe_of
 from .pictures import PICTURES, draw_run
 from ..training.distributed import pick_device, share_cores
-from ..training.evaluate import detect, resizing
+from ..training.evaluate import detect, views_of
 from ..training.folder import read_json
 from ..training.run import open_parts, run
 from ..training.watch import read_log
@@ -64,7 +64,7 @@ def draw(out, device="", most=1000):
     test = open_parts(recipe, model.boxes)["test"]
     model.to(pick_device(device))
     chosen = range(0, len(test), -(-len(test) // most))
-    found = detect(model, test, resizing(recipe.image_size), 8, indices=list(chosen))
+    found = detect(model, test, views := views_of(recipe), 8 if len(views) == 1 else 1, indices=list(chosen))
     seen = {one["image_id"] for one in found}
     scored = coco_score(record_truths(r for r in test.records if r.image_id in seen), found, classes)
     return draw_run(out, found, test, scored, read_log(Path(out) / "log.jsonl"))

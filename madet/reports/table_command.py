@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'TABLE', 'seed_list', 'plan', 'table_columns', 'table_rows', 'circumstances', 'write_table', 'share', 'add',
-           'papermill_command', 'execute', 'run', 'report']
+           'papermill_command', 'look_ahead', 'execute', 'run', 'report']
 
 # %% ../../nbs/reports/07_table_command.ipynb #6452a3c8
 import json
@@ -119,7 +119,7 @@ def add(subparsers):
     parser.add_argument("--seeds", metavar="N", help="3 = seeds 1, 2, 3; or a list such as 4,7 [5 at thimble, 3 at bench, 1 at full]")
     parser.add_argument("--jobs", type=int, metavar="N", help="rows at a time [as many as cores, or GPUs]")
     parser.add_argument("--out", metavar="DIR", help="folder of runs, results.csv and the table [runs/table-PAPER]")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and with which papermill command")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and with which papermill command; at full also check the data, measure a few steps and say hours, memory and disk")
     parser.add_argument("--json", action="store_true", help="the table as one JSON document on standard output")
     add_options(parser, leave_out=("method",))
 
@@ -129,6 +129,20 @@ def papermill_command(job, template):
     words = ["papermill", str(template), str(job.folder / "run.ipynb")]
     for name, value in (job.params | {"out": job.folder}).items(): words += ["-p", name, str(value)]
     return shlex.join(words)
+
+
+def look_ahead(args, jobs, out):
+    """What the jobs that are not done will cost, said and as a dict, and why they cannot start ("" if they can); at scale full only.
+
+    A few steps are measured in a process of its own. BadInput where the data have a part missing or a recipe cannot be built.
+    """
+    todo = [job for job in jobs if job.state != "done"]
+    if args.scale != "full" or not todo: return {}, ""
+    from madet.reports.estimate import estimate, obstacles, say_estimate, sum_up
+    slots, threads, devices = share(args.scale, args.jobs, len(todo))
+    bills = estimate(todo, args.scale, threads, devices[0] if devices else None, keep=not args.dry_run)
+    print("\n".join(say_estimate(bills, slots, out)), flush=True)
+    return {"rows": bills, "total": sum_up(bills, slots)}, obstacles(bills, slots, out)
 
 
 def execute(args, jobs, template, out):
@@ -157,12 +171,15 @@ def run(args):
     rows, out = read_grid(folder), Path(args.out or f"runs/table-{args.paper}")
     jobs, reasons = plan(rows, args.scale, seed_list(args.seeds, args.scale), options, out, args.only)
     with document(args.json) as put:
+        ahead, why_not = look_ahead(args, jobs, out)
         if args.dry_run:
             for job in jobs: print(f"{job.state:<7}{papermill_command(job, folder / 'run.ipynb')}")
             for name, reason in reasons.items(): print(f"cannot  {name}: {reason}")
-            put({"paper": args.paper, "scale": args.scale, "missing": reasons,
+            if why_not: print(f"would not start: {why_not}")
+            put({"paper": args.paper, "scale": args.scale, "missing": reasons, "estimate": ahead, "refused": why_not,
                  "runs": [{"row": job.row, "seed": job.seed, "state": job.state, "folder": str(job.folder), "params": job.params} for job in jobs]})
             return 0
+        if why_not: raise BadInput(why_not)
         out.mkdir(parents=True, exist_ok=True)
         try: failed = execute(args, jobs, folder / "run.ipynb", out) if jobs else 0
         except KeyboardInterrupt: raise KeyboardInterrupt("stopped; the same command goes on where the rows were") from None

@@ -22,6 +22,7 @@ def add(subparsers):
     parser.add_argument("--ignore-class", default=None, metavar="NAMES", help="classes, comma separated, that are neither scored nor counted as mistakes")
     parser.add_argument("--level", default=None, help="difficulty of the embedded set: easy, standard, hard")
     parser.add_argument("--image-size", default=None, help="pixels, as 640 or 1333x800 [as trained]")
+    parser.add_argument("--test-sizes", default=None, metavar="SIZES", help="several sizes whose detections are merged, as 1333x640,1333x800,flip [those of the run, where --image-size is not given]")
     parser.add_argument("--batch", type=int, default=8, help="images at a time [8]")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images [0]")
     parser.add_argument("--device", default="", help="cpu, cuda, cuda:1 [a GPU where there is one]")
@@ -46,16 +47,17 @@ def measure(args):
     from madet.reports.pictures import draw_run
     from madet.training.checkpoint import write_json
     from madet.training.distributed import pick_device
-    from madet.training.evaluate import detect, resizing
+    from madet.training.evaluate import detect, views_of
     from madet.training.recipe import check
     if args.batch < 1: raise BadInput(f"--batch {args.batch}: at least one image at a time is needed.")
     model, recipe, classes = detector_from(args.weights, args.trust)
-    chosen = {name: value for name in ("data", "labels", "ignore_class", "level", "image_size") if (value := getattr(args, name)) is not None}
+    chosen = {name: value for name in ("data", "labels", "ignore_class", "level", "image_size", "test_sizes") if (value := getattr(args, name)) is not None}
+    if "image_size" in chosen: chosen.setdefault("test_sizes", "")
     recipe = replace(recipe, **chosen)
     check(recipe)
     dataset = open_split(recipe, args.split, classes, model.boxes)
     for sentence in dataset.said: print(sentence)
-    found = detect(model.to(pick_device(args.device)), dataset, resizing(recipe.image_size), args.batch, args.workers)
+    found = detect(model.to(pick_device(args.device)), dataset, views_of(recipe), args.batch, args.workers)
     seen = {one["image_id"] for one in found}
     scored = coco_score(record_truths(r for r in dataset.records if r.image_id in seen), found, classes)
     answer = {"weights": str(args.weights), "data": recipe.data, "split": args.split, **plain(scored)}
