@@ -26,11 +26,12 @@ def grouped():
     words, titles = comments(Recipe), dict(GROUPS)
     if rest := tuple(name for name in known if not any(name in names for names in GROUPS.values())): titles["more"] = rest
     groups = [(title, [(known[name], words.get(name, "")) for name in names if name in known]) for title, names in titles.items()]
-    taken = set(known)
+    own, shared = {}, {}
     for kind, names in own_recipes().items():
-        groups.append((f"only {', '.join(names)}", [(f, comments(kind).get(f.name, "")) for f in fields(kind) if f.name not in taken]))
-        taken |= {f.name for f in fields(kind)}
-    return groups
+        for f in fields(kind): own.setdefault(f.name, []).append((f, comments(kind).get(f.name, ""), names))
+    for name, entries in own.items():
+        shared.setdefault(tuple(m for _, _, names in entries for m in names), []).append(entries[0][:2])
+    return groups + [(f"only {', '.join(names)}", some) for names, some in shared.items()]
 
 
 def add_options(parser, leave_out=()):
