@@ -76,7 +76,7 @@ def _fetch(name, release):
     try: return entry.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as e:
         raise BadInput(f"{name}'s weights could not be fetched from {entry.url} ({type(e).__name__}); fetch that file on a machine "
-                       "with a network and give its path as weights, or train from scratch with weights none.") from e
+                       "with a network and give its path as --weights, or train from scratch with --weights none.") from e
 
 # %% ../../nbs/nets/01_resnet.ipynb #18b03ecf
 def _tensors(name, weights, trust):
