@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, Iterator, Sequence
 
@@ -128,6 +128,12 @@ def _begin_worker(number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: _leave_after(5.))
     parent = os.getppid()
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    sys.excepthook = _tell_unless_hung_up
+
+
+def _tell_unless_hung_up(kind, error, trace) -> None:
+    "An interrupted parent drops the pictures it was just taking over; torch's thread for them need not report that."
+    if not issubclass(kind, ConnectionError): sys.__excepthook__(kind, error, trace)
 
 
 def _leave_after(seconds: float) -> None:
@@ -150,16 +156,33 @@ def _produce(source: Source, requests: Iterator, workers: int, prefetch: int, de
     if not workers:
         yield from (source[request] for request in requests)
         return
-    answers = iter(DataLoader(source, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_same, prefetch_factor=prefetch,
-                              worker_init_fn=_begin_worker, pin_memory=torch.device(device).type == "cuda",
-                              generator=torch.Generator()))   # its own, or every new stream would move the global random state
-    stop, owner = answers._shutdown_workers, os.getpid()
-    atexit.register(stop)      # left to the garbage collector, pipes may go before workers were told, at 5 seconds a worker
-    try: yield from answers
+    loader = DataLoader(source, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_same, prefetch_factor=prefetch,
+                        worker_init_fn=_begin_worker, pin_memory=torch.device(device).type == "cuda",
+                        generator=torch.Generator())   # its own, or every new stream would move the global random state
+    stop, owner = None, os.getpid()
+    try:
+        with _uninterrupted():           # a half-made iterator cannot be stopped
+            answers = iter(loader)
+            stop = answers._shutdown_workers
+            atexit.register(stop)        # left to the garbage collector, pipes may go before workers were told, at 5 seconds a worker
+        yield from answers
     finally:
-        if os.getpid() == owner:
-            atexit.unregister(stop)
-            stop()
+        if stop and os.getpid() == owner:
+            with _uninterrupted():
+                atexit.unregister(stop)
+                stop()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    "A block for which SIGINT and SIGTERM have to wait (in the main thread; elsewhere they never arrive)."
+    late, before = [], {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.signal(n, lambda number, _: late.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try: yield
+    finally:
+        for number, handler in before.items(): signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for number in late: signal.raise_signal(number)
 
 
 def _tell(sentence: str) -> None:

@@ -26,7 +26,7 @@ from .checkpoint import load_weights, seed_everything, unshaken
 from .distributed import agree, processes, rank, spread, wait, world
 from .evaluate import evaluate, resizing, sized, views_of
 from .folder import RunFolder, read_json
-from .loop import Signals, make_plan, make_state, resume as resume_state, supervised, take_step, train
+from .loop import Interrupted, Signals, make_plan, make_state, resume as resume_state, supervised, take_step, train
 from .recipe import from_flat, merge, scaled_lr, train_sides
 from .schedules import length
 from .watch import in_words, peak_memory
@@ -86,7 +86,7 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
     Raises BadInput with a sentence, or Interrupted (a KeyboardInterrupt) once the run is saved.
     """
-    with Signals(at_once=True), processes(device) as device, RunFolder(out, writes=rank() == 0).hold() as folder:
+    with Signals(at_once=True) as signals, processes(device) as device, RunFolder(out, writes=rank() == 0).hold() as folder:
         say = Speaker(stream, rank() == 0)
         if folder.begin(resume) == "done":
             say(f"{folder.path} is finished already")
@@ -123,6 +123,8 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
         if folder.writes:
             if conclude and world() == 1:  # a picture of one process would wait for the others
                 conclude()
+            if signals.caught:  # it came where Python drops exceptions, as in a destructor
+                raise Interrupted("interrupted after the last step; continue with --resume")
             folder.keep(folder.metrics, metrics)
         say(f"test AP {percent(metrics['test']['AP'])}, AP50 {percent(metrics['test']['AP50'])} after {plan.steps} steps "
             f"and {in_words(state.seconds)}; everything is in {folder.path}")
