@@ -65,6 +65,14 @@ use_venv() {
   common_environment
 }
 
+# The packages of the extra `docs`, installed into the environment on the PATH where they are missing.
+need_docs() {
+  if ! python -c 'import sphinx, myst_nb, furo, latex2mathml' 2>/dev/null; then
+    python -m pip install --quiet --disable-pip-version-check --no-input -e "$ROOT[docs]" || {
+      echo "The packages of the extra 'docs' (settings.ini) could not be installed; see pip's lines above." >&2; exit 2; }
+  fi
+}
+
 # The active environment if madet and nbdev import there (asked from another folder: the checkout itself must not count).
 use_active_or_venv() {
   local name
