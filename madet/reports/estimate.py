@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['NO_COST', 'COLUMNS', 'open_checked', 'refuse_missing', 'refuse_broken', 'data_sentences', 'memory_of',
-           'peak_of_process', 'forget_peak', 'timed', 'step_of', 'measure_training', 'measure_scoring', 'tensor_bytes',
-           'measure', 'views_cost', 'bill', 'kind_of', 'measure_rows', 'child', 'ask', 'stored', 'share_left',
-           'estimate', 'sum_up', 'hours_in_words', 'say_estimate', 'room', 'obstacles']
+           'peak_of_process', 'forget_peak', 'timed', 'step_of', 'pixels', 'largest_size', 'measure_training',
+           'measure_scoring', 'tensor_bytes', 'measure', 'views_cost', 'bill', 'kind_of', 'measure_rows', 'child',
+           'ask', 'stored', 'share_left', 'estimate', 'sum_up', 'hours_in_words', 'say_estimate', 'room', 'obstacles']
 
 # %% ../../nbs/reports/16_estimate.ipynb #f9bcb71f
 import json
@@ -113,12 +113,32 @@ def step_of(state, recipe, plan, batches, device, place=0) -> dict:
     return {"images": batches.batch_size, "seconds": seconds, "load": load, "peak": memory_of(device)[1]}
 
 
+def pixels(sides, record) -> int:
+    "Pixels of an image on disk once it is brought to a size (long, short or None)."
+    from madet.data.augment import keep_ratio
+    height, width = keep_ratio((record.height, record.width), sides[0], sides[1] or sides[0])
+    return height * width
+
+
+def largest_size(recipe, record) -> tuple:
+    "(`recipe` with nothing but the largest of its training sizes, mean pixels of all its sizes as a share of that one's)."
+    from madet.training.recipe import train_sides
+    sizes = train_sides(recipe)
+    counts = [pixels(sides, record) for sides in sizes]
+    long, short = sizes[counts.index(max(counts))]
+    return replace(recipe, train_sizes=f"{long}x{short}" if short else str(long)), sum(counts) / len(counts) / max(counts)
+
+
 def measure_training(recipe, state, parts, scale, device, most_seconds=10.) -> dict:
-    "Seconds and memory of a training step of `recipe`, from whole steps where those take at most `most_seconds`, else from one and two images."
+    """Seconds and memory of a training step of `recipe`, from whole steps where those take at most `most_seconds`, else from one and two images.
+
+    Memory is that of the largest training size, time that of the mean one.
+    """
     from madet.training.loop import make_plan
     from madet.training.run import training_batches
-    few = lambda count: training_batches(replace(recipe, total_batch=count, workers=0), parts["train"], scale)
-    whole = few(recipe.total_batch)
+    big, share = largest_size(recipe, parts["train"].records[0])
+    few = lambda count: training_batches(replace(big, total_batch=count, workers=0), parts["train"], scale)
+    whole = training_batches(replace(recipe, workers=0), parts["train"], scale)
     plan = make_plan(recipe, whole.steps_per_epoch)
     state.model.train()
     step_of(state, recipe, replace(plan, accumulate=1), few(1), device)                 # the first one compiles, allocates, makes momenta
@@ -126,10 +146,10 @@ def measure_training(recipe, state, parts, scale, device, most_seconds=10.) -> d
     taken = [step_of(state, recipe, replace(plan, accumulate=1), few(count), device, 1) for count in sorted({1, min(2, recipe.total_batch)})]
     each = max((one["peak"] - rest) / one["images"] for one in taken)
     part = -(-recipe.total_batch // recipe.accumulate)
-    memory, seconds = rest + each * part, taken[-1]["seconds"] / taken[-1]["images"] * recipe.total_batch
+    memory, seconds = rest + each * part, taken[-1]["seconds"] / taken[-1]["images"] * recipe.total_batch * share
     if recipe.total_batch > 2 and seconds <= most_seconds and memory <= .8 * there:
         taken = [step_of(state, recipe, plan, whole, device, place) for place in range(2, 5)]
-        memory, seconds = max(one["peak"] for one in taken), sorted(one["seconds"] for one in taken)[1]
+        memory, seconds = max(one["peak"] for one in taken) if share == 1 else max(memory, *(one["peak"] for one in taken)), sorted(one["seconds"] for one in taken)[1]
     load = min(one["load"] / one["images"] for one in taken) * recipe.total_batch
     return {"images_measured": taken[-1]["images"], "compute_seconds": seconds, "load_seconds": load, "memory": memory, "memory_rest": rest,
             "memory_each": each, "memory_there": there, "steps_per_epoch": whole.steps_per_epoch}
@@ -170,12 +190,9 @@ def measure(recipe, own, build, parts, scale="full", device=None) -> dict:
 # %% ../../nbs/reports/16_estimate.ipynb #907c9b3c
 def views_cost(recipe, dataset) -> float:
     "How many times the pixels of `image_size` the views of a scored test image have."
-    from madet.data.augment import keep_ratio
     from madet.training.recipe import image_sides, scored_sides
-    size = (dataset.records[0].height, dataset.records[0].width)
-    area = lambda long, short: (sides := keep_ratio(size, long, short or long))[0] * sides[1]
     sizes, mirrored = scored_sides(recipe)
-    return sum(area(*sides) for sides in sizes) * (1 + mirrored) / area(*image_sides(recipe.image_size))
+    return sum(pixels(sides, dataset.records[0]) for sides in sizes) * (1 + mirrored) / pixels(image_sides(recipe.image_size), dataset.records[0])
 
 
 def bill(recipe, found, parts) -> dict:
