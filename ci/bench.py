@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = "assign", "import", "train", "infer", "data", "score"
+PARTS = "assign", "import", "train", "infer", "deform", "data", "score"
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,15 @@ class Options:
     batch: int = 2                # training images
     backbone: str = "resnet50"
     classes: int = 80
+    channels: int = 256           # of the deformable convolution
+    map: tuple = (50, 84)         # height and width of its map
     pictures: int = 64            # images a round in data
     scored: int = 5000            # images in score
 
 
 QUICK = dict(seconds=.5, rounds=3, memory=False, pictures=32, scored=500)
 TINY = dict(seconds=0., rounds=1, memory=False, picture=(64, 96), truths=(2, 3), many=4, side=64, batch=1, backbone="tiny", classes=3,
-            pictures=4, scored=6)
+            channels=8, map=(5, 6), pictures=4, scored=6)
 
 
 @dataclass

@@ -33,7 +33,7 @@ def unable(part, options):
 
 def contests(part, options, skipped):
     """The contests of a part; what has to be left out is added to `skipped`."""
-    return {"assign": assign, "import": imports, "train": train, "infer": infer, "data": data, "score": score}[part](options, skipped)
+    return {"assign": assign, "import": imports, "train": train, "infer": infer, "deform": deform, "data": data, "score": score}[part](options, skipped)
 
 
 def boxes_inside(count, height, width, seed=0):
@@ -249,6 +249,32 @@ def infer(options, skipped):
         sides = {name: partial(inference_work, make, options, image, bf16) for name, make in detectors(options).items()}
         yield Contest("infer", f"1 image {'x'.join(map(str, options.picture))}, {options.backbone}, {options.device} {words}", sides, 1., 1,
                       rate=rate, facts=said_of(rate, options) | {"scores": f"class bias set so that {wanted(options):,} pairs of place and class pass the threshold"})
+
+
+# ---------------------------------------------------------------- deform
+
+def deformable_work(call, channels, height, width, seed=0):
+    """A modulated 3x3 deformable convolution, forward and backward, with offsets of about two cells."""
+    random = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+    x, offset, weight = draw(1, channels, height, width), 2 * draw(1, 18, height, width), draw(channels, channels, 3, 3) / 48
+    mask, into = torch.rand(1, 9, height, width, generator=random), draw(1, channels, height, width)
+    tensors = [t.requires_grad_() for t in (x, offset, weight, mask)]
+    return lambda: torch.autograd.grad(call(*tensors), tensors, into)
+
+
+def deform(options, skipped):
+    """MADet's convolution at the size of one picture's stride 16, against torchvision's kernel for the CPU."""
+    from torchvision.ops import deform_conv2d
+    from madet.nets.deform import deform_conv
+    calls = {"madet's gather": deform_conv,
+             "torchvision's kernel": lambda x, offset, weight, mask: deform_conv2d(x, offset, weight, padding=1, mask=mask)}
+    channels, (height, width) = options.channels, options.map
+    ours, theirs = (deformable_work(call, channels, height, width)() for call in calls.values())
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs))
+    yield Contest("deform", f"{channels} channels on {height}x{width}, forward and backward, {options.threads} thread(s)",
+                  {name: partial(deformable_work, call, channels, height, width) for name, call in calls.items()}, .2,
+                  facts={"largest difference of a gradient, relative": f"{error:.0e}"})
 
 
 # ---------------------------------------------------------------- data

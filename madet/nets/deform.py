@@ -3,16 +3,16 @@
 # %% auto #0
 __all__ = ['PIECE', 'sampling_points', 'corners', 'deform_conv', 'DeformConv']
 
-# %% ../../nbs/nets/04_deform.ipynb #c5d730f5
+# %% ../../nbs/nets/04_deform.ipynb #e5c801ad
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-# %% ../../nbs/nets/04_deform.ipynb #a6f4bd5e
+# %% ../../nbs/nets/04_deform.ipynb #5ec47e7d
 from ..boxes.errors import BadInput
 
-# %% ../../nbs/nets/04_deform.ipynb #6ba9a310
+# %% ../../nbs/nets/04_deform.ipynb #3a7bcebb
 def _pair(n) -> tuple[int, int]:
     return (n, n) if isinstance(n, int) else tuple(n)
 
@@ -28,7 +28,7 @@ def sampling_points(offset: Tensor, kernel=3, stride=1, padding=1, dilation=1) -
     x = (count(kx) * dx - px).repeat(ky)[:, None, None] + count(w) * sx                        # [K, 1, w]
     return offset.unflatten(1, (-1, ky * kx, 2)) + torch.stack([y.expand(-1, h, w), x.expand(-1, h, w)], 1)
 
-# %% ../../nbs/nets/04_deform.ipynb #bc43081e
+# %% ../../nbs/nets/04_deform.ipynb #3b246e1f
 def _around(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
     "The two cells around each coordinate and their weights, `[..., 2]`; a cell outside 0 to `size` - 1 weighs nothing."
     at = at.clamp(-2, size + 1)                               # further out reads nothing either, and fits an integer
@@ -53,12 +53,12 @@ def corners(points: Tensor, mask: Tensor | None, height: int, width: int) -> tup
     index = (rows[..., :, None] * width + columns[..., None, :]) * groups + group
     return index.flatten(4).flatten(2, 3), weights.flatten(4).flatten(2, 3)
 
-# %% ../../nbs/nets/04_deform.ipynb #cee559f7
+# %% ../../nbs/nets/04_deform.ipynb #edcbdd11
 def _columns(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     "What the taps read, `[p, K*C]`, from rows `[H*W*D, C/D]`, index and weights `[p, K*D, 4]`."
     return F.embedding_bag(index.flatten(0, 1), rows, per_sample_weights=weights.flatten(0, 1), mode="sum").view(len(index), -1)
 
-# %% ../../nbs/nets/04_deform.ipynb #0e5ae215
+# %% ../../nbs/nets/04_deform.ipynb #adc66b33
 def _product(a: Tensor, b: Tensor) -> Tensor:
     "`a [G, p, k]` times `b [G, o, k]` transposed: `[G, p, o]`."
     if len(a) > 1 or a.dtype != torch.float32 or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
@@ -76,7 +76,7 @@ def _convolve(columns: Tensor, kernel: Tensor) -> Tensor:
     "Columns `[p, K*C]` times the kernel: `[p, O]`."
     return _product(_by_group(columns, kernel), kernel.flatten(2)).transpose(0, 1).flatten(1)
 
-# %% ../../nbs/nets/04_deform.ipynb #fc9533a4
+# %% ../../nbs/nets/04_deform.ipynb #7a13314f
 PIECE = 2**23   # bytes of columns made at a time
 
 
@@ -86,7 +86,7 @@ def _pieces(rows: Tensor, index: Tensor, kernel: Tensor):
     step = max(1, max(PIECE, rows[0].numel() * rows.element_size()) // place)
     return [(b, slice(start, start + step)) for b in range(len(rows)) for start in range(0, index.shape[1], step)]
 
-# %% ../../nbs/nets/04_deform.ipynb #080ca5dc
+# %% ../../nbs/nets/04_deform.ipynb #af10eabe
 class _Gathered(torch.autograd.Function):
     "rows `[B, H*W*D, C/D]`, index and weights `[B, P, K*D, 4]`, kernel `[G, o, K, c]`: `[B, P, O]`; columns are made again in backward."
 
@@ -116,12 +116,12 @@ class _Gathered(torch.autograd.Function):
                 d_rows[b] += share
         return d_rows, None, d_weights, d_kernel
 
-# %% ../../nbs/nets/04_deform.ipynb #b2335eec
+# %% ../../nbs/nets/04_deform.ipynb #9e974dc1
 def _gathered(x, offset, weight, bias, stride, padding, dilation, mask, groups, deform_groups):
     "Deformable convolution as a gather and a product, on any device."
     (B, C, H, W), (h, w) = x.shape, offset.shape[-2:]
     index, weights = corners(sampling_points(offset, weight.shape[2:], stride, padding, dilation), mask, H, W)
-    rows = x.permute(0, 2, 3, 1).reshape(B, -1, C // deform_groups)
+    rows = x.permute(0, 2, 3, 1).reshape(B, -1, C // deform_groups).contiguous()    # a view would be copied for every piece
     kernel = weight.reshape(groups, -1, C // groups, weight[0, 0].numel()).transpose(2, 3).contiguous()
     if torch.compiler.is_compiling(): out = torch.stack([_convolve(_columns(*image), kernel) for image in zip(rows, index, weights)])
     else: out = _Gathered.apply(rows, index, weights, kernel)
@@ -138,7 +138,7 @@ def _way(device: torch.device):
     "Who computes on this device: torchvision's kernel on CUDA, where it is made for the machine; the gather elsewhere."
     return _kernel if device.type == "cuda" else _gathered
 
-# %% ../../nbs/nets/04_deform.ipynb #e442ea13
+# %% ../../nbs/nets/04_deform.ipynb #7a92357d
 def deform_conv(x, offset, weight, mask=None, bias=None, stride=1, padding=1, dilation=1, groups=1, deform_groups=1) -> Tensor:
     """Deformable convolution of `x [B, C, H, W]` with `weight [O, C/groups, ky, kx]`: `[B, O, h, w]`, in x's dtype.
 
@@ -168,7 +168,7 @@ def _refuse(x, offset, weight, mask, stride, padding, dilation, groups, deform_g
         wanted = (len(x), deform_groups * weight[0, 0].numel() * each, *size)
         if t is not None and tuple(t.shape) != wanted: raise BadInput(f"{name} has the shape {tuple(t.shape)}, and {wanted} is needed for this map, kernel and stride.")
 
-# %% ../../nbs/nets/04_deform.ipynb #e558624c
+# %% ../../nbs/nets/04_deform.ipynb #9be4de38
 class DeformConv(nn.Module):
     """A deformable convolution that predicts its own offsets; `[B, C, H, W]` to `[B, O, h, w]`.
 
