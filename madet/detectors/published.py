@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'PLAIN', 'IGNORED', 'BLOCKS', 'LATER', 'HEADS', 'CONFIG_HEADS', 'FCOS_CAFFE', 'ignored', 'modern',
-           'Found', 'unknown_keys', 'depth_of', 'tower_depth', 'last', 'mmdet_head', 'torchvision_head', 'recognise',
-           'flag', 'three_numbers', 'style_of', 'pixels_of', 'fcos_form', 'how_used', 'ShiftedScale', 'BesideClasses',
-           'as_fcos', 'with_biases', 'as_torchvision', 'like_published', 'without_unused', 'other_epsilon', 'renamed',
-           'account']
+           'Found', 'unknown_keys', 'depth_of', 'tower_depth', 'last', 'right_config', 'mmdet_head', 'mutual_head',
+           'torchvision_head', 'recognise', 'flag', 'three_numbers', 'style_of', 'pixels_of', 'fcos_form', 'how_used',
+           'ShiftedScale', 'BesideClasses', 'as_fcos', 'with_biases', 'as_torchvision', 'like_published',
+           'without_unused', 'other_epsilon', 'renamed', 'account']
 
 # %% ../../nbs/detectors/12_published.ipynb #3aaf4149
 import re
@@ -70,15 +70,14 @@ class Found:
 
 
 BLOCKS = {(2, 2, 2, 2): ("resnet18",), (3, 4, 6, 3): ("resnet34", "resnet50"), (3, 4, 23, 3): ("", "resnet101")}
-LATER = ((r"conv2?_offset", "deformable convolutions are not implemented here yet"),
-         (r"bbox_head\.(class_conv|regress_conv|iou_conv|dcn)", "this is MADet's head, which is not implemented here yet"),
+LATER = ((r"backbone\..*conv2?_offset", "deformable stages of a trunk are not implemented here yet"),
          (r"(roi_head|rpn_head|rpn\.|roi_heads)", "detectors of two stages are not implemented here yet"),
          (r"(transformer|query|decoder)", "transformers are not implemented here yet"))
 
 
 def unknown_keys(path, keys) -> BadInput:
     "The refusal for keys that no network here has."
-    why = next((text for pattern, text in LATER if any(re.search(pattern, key) for key in keys)), "madet convert knows ATSS, RetinaNet and FCOS of MMDetection and torchvision, and plain ResNets")
+    why = next((text for pattern, text in LATER if any(re.search(pattern, key) for key in keys)), "madet convert knows ATSS, RetinaNet and FCOS of MMDetection and torchvision, MADet, and plain ResNets")
     return BadInput(f"{path} has keys that are unknown here: {first_few(keys)}; {why}.")
 
 
@@ -104,7 +103,14 @@ def last(pattern: str, config: str):
 
 
 HEADS = {"atss": "atss", "retina": "retinanet", "conv": "fcos", "fcos": "fcos"}     # bbox_head.NAME_cls -> method
-CONFIG_HEADS = {"atss": "ATSSHead", "retinanet": "RetinaHead", "fcos": "FCOSHead"}
+CONFIG_HEADS = {"atss": "ATSSHead", "retinanet": "RetinaHead", "fcos": "FCOSHead", "madet": "MAHead"}
+
+
+def right_config(path, method: str, config: str) -> None:
+    "BadInput where the configuration text names another head than the tensors do."
+    written = last(r"bbox_head\s*=\s*dict\(\s*type\s*=\s*['\"](?:mmdet\.)?(\w+)", config)
+    if written and written[1] != CONFIG_HEADS[method]:
+        raise BadInput(f"{path} was trained with a {written[1]}, whose tensors are named like {CONFIG_HEADS[method]}'s but used in another way; it is not implemented here yet.")
 
 
 def mmdet_head(path, tensors: dict[str, Tensor], config: str = "") -> Found:
@@ -112,9 +118,7 @@ def mmdet_head(path, tensors: dict[str, Tensor], config: str = "") -> Found:
     known = [name for name in HEADS if f"bbox_head.{name}_cls.weight" in tensors]
     if not known: raise unknown_keys(path, [key for key in tensors if key.startswith("bbox_head.") and rename(key) is None] or list(tensors))
     method, head = HEADS[known[0]], f"bbox_head.{known[0]}_"
-    written = last(r"bbox_head\s*=\s*dict\(\s*type\s*=\s*['\"](?:mmdet\.)?(\w+)", config)
-    if written and written[1] != CONFIG_HEADS[method]:
-        raise BadInput(f"{path} was trained with a {written[1]}, whose tensors are named like {CONFIG_HEADS[method]}'s but used in another way; it is not implemented here yet.")
+    right_config(path, method, config)
     if f"{head}reg.weight" not in tensors: raise BadInput(f"{path} lacks {head}reg.weight; a {CONFIG_HEADS[method]} has it.")
     places, rest = divmod(len(tensors[f"{head}reg.weight"]), 4)
     num_classes, left = divmod(len(tensors[f"{head}cls.weight"]), max(places, 1))
@@ -127,6 +131,15 @@ def mmdet_head(path, tensors: dict[str, Tensor], config: str = "") -> Found:
     said = []
     if places != (9 if method == "retinanet" else 1): said.append(f"{places} anchors a place are assumed to have this toolbox's sizes and shapes; the file does not say them.")
     return Found(method, depth_of(path, tensors, "backbone."), MMDET, num_classes, own, {}, said)
+
+
+def mutual_head(path, tensors: dict[str, Tensor], config: str = "") -> Found:
+    "A checkpoint of MADet's released code: one output for the classes of both branches."
+    right_config(path, "madet", config)
+    logits = tensors["bbox_head.class_conv.weight"]
+    if len(logits) % 2: raise BadInput(f"{path} has {len(logits)} rows in bbox_head.class_conv; MADet's two branches need an even number.")
+    own = dict(head_convs=tower_depth(tensors, r"bbox_head\.cls_convs\.(\d+)\."), fpn_channels=logits.shape[1])
+    return Found("madet", depth_of(path, tensors, "backbone."), MMDET, len(logits) // 2, own)
 
 
 def torchvision_head(path, tensors: dict[str, Tensor]) -> Found:
@@ -145,6 +158,7 @@ def torchvision_head(path, tensors: dict[str, Tensor]) -> Found:
 
 def recognise(path, tensors: dict[str, Tensor], config: str = "") -> Found:
     "What kind of checkpoint these tensors are; BadInput where it is none of those known here."
+    if "bbox_head.class_conv.weight" in tensors: return mutual_head(path, tensors, config)
     if any(key.startswith("bbox_head.") for key in tensors): return mmdet_head(path, tensors, config)
     if "head.classification_head.cls_logits.weight" in tensors: return torchvision_head(path, tensors)
     trunk = [key for key in tensors if not ignored(key)]
@@ -225,9 +239,9 @@ class ShiftedScale(Scale):
 class BesideClasses(DenseHead):
     "A dense head whose centre-ness is read from the tower of the classes, as FCOS had it first."
 
-    def _level(self, level: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        logits, box, _ = super()._level(level, x)
-        return logits, box, by_place(self.quality_out(self.class_tower(x)).float(), 1)[..., 0]
+    def _level(self, level: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
+        logits, box, _, shape = super()._level(level, x)
+        return logits, box, by_place(self.quality_out(self.class_tower(x)).float(), 1)[..., 0], shape
 
 
 def as_fcos(head: DenseHead, form: dict) -> None:
