@@ -41,7 +41,10 @@ def slim(path, halve=False):
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if "image/png" not in data or "image/jpeg" in data:
+            if "image/png" not in data:
+                continue
+            if "image/jpeg" in data:  # a PIL image shows itself as both
+                saved += len(data.pop("image/png"))
                 continue
             old = base64.b64decode("".join(data["image/png"]))
             mime, new = smaller(old, halve and int.from_bytes(old[16:20], "big") > WIDEST)
