@@ -17,7 +17,9 @@ from ..metrics.errors import KINDS, MISSED, RIGHT, count_kinds, gains, sort_all,
 # %% ../../nbs/reports/15_pictures.ipynb #54ea74e0
 THRESHOLD = .3                     # detections below this score are not drawn and not counted
 
-def truth_of(objects): return dict(boxes=objects.boxes, labels=objects.labels, ignore=objects.ignore)
+def truth_of(objects):
+    "Boxes, labels and ignore flags of `Objects` as the metrics take them."
+    return dict(boxes=objects.boxes, labels=objects.labels, ignore=objects.ignore)
 
 
 def in_words(one):
