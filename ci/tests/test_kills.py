@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,8 @@ CHAINS = {"atss": "--method atss --ema 0.9".split(),
 AIMS = {"moment": (4, 0, 3.), "starting": (1, 0, .2), "noting": (1, 2, .01), "reading": (1, 1, .01), "loading": (4, 8, .01), "step": (2, 8, .04),
         "saving": (5, 6, .02), "keeping": (2, 2, .01), "evaluating": (5, 3, .3), "scoring": (1, 1, .3), "drawing": (1, 1, 2.)}
 UNSEEN = {"moment": (2, 0, 9.), "saving": (1, 1, .01), "scoring": (1, 1, .5)}  # the same for the command line, from what can be seen outside
-PATIENCE = 120.  # seconds for one session, on a busy machine
+PATIENCE = 600.  # seconds for one session, on a busy machine
+LATEST = 15.     # seconds after which the signal falls even if what it is aimed at has not come
 ORPHANS = 5.     # seconds after which nothing may be left of a session that was killed
 
 
@@ -124,11 +126,10 @@ def strike(session, number, aims, dice):
     _, latest, span = aims[aim]
     times, delay, until = dice.randint(1, latest) if latest else 0, dice.uniform(0, span), None
     while until is None or time.monotonic() < until:
-        if until is None and session.reached(aim, times):
+        if until is None and (session.reached(aim, times) or time.monotonic() > session.begun + LATEST):
             until = time.monotonic() + delay
         if session.over():
             return None
-        assert time.monotonic() < session.begun + PATIENCE, session.printed.read_text()
         time.sleep(0.0005)
     seen = dict(signal=number.name, aim=aim, phase=session.phase(), half_written=" ".join(session.half()), seconds=round(time.monotonic() - session.begun, 3))
     try:
@@ -169,12 +170,14 @@ def run_through(session):
     assert code == 0, session.printed.read_text()
 
 
-def finish(starter, words, out, dice, rows, kills):
+def finish(starter, words, out, dice, rows, kills, stop):
     """One run, killed until it ends or enough kills were made; `rows` grows by a row for each kill."""
     gone = {}
     for number in itertools.count():
         if (out / "metrics.json").exists():
             return sweep(gone, wait=True)
+        if stop.is_set():
+            raise Stopped
         assert number < 60, "this run does not come to an end"
         asked = [*words, "--out", str(out), "--workers", str(dice.choice((0, 0, 2))), *["--resume"] * (number > 0)]
         visible = len(rows) % 12 != 11 or len(rows) >= kills
@@ -195,7 +198,11 @@ def finish(starter, words, out, dice, rows, kills):
         check_end(session, code, seen, kill)
 
 
-def chain(name, data, folder, rows):
+class Stopped(Exception):
+    """The other chain has failed."""
+
+
+def chain(name, data, folder, rows, stop):
     """Runs, one after another, until `KILLS` kills are made and the last run has ended; each is compared with one that nothing happened to."""
     dice, starter, words = random.Random(name), Starter(folder), [*COMMON, *CHAINS[name], "--data", str(data)]
     words = ["train", *words]
@@ -203,13 +210,16 @@ def chain(name, data, folder, rows):
         run_through(starter.fork([*words, "--out", str(folder / "straight")], folder / "straight"))
         for number in itertools.count():
             out = folder / f"run{number}"
-            finish(starter, words, out, dice, rows, KILLS)
+            finish(starter, words, out, dice, rows, KILLS, stop)
             assert_same(out, folder / "straight")
             assert [line["step"] for line in read_log(out / "log.jsonl") if "loss" in line] == list(range(1, 61))
             assert {path.name for path in out.iterdir()} == {path.name for path in (folder / "straight").iterdir()}
             if len(rows) >= KILLS:
                 break
         assert not list(starter.temporary.iterdir()), list(starter.temporary.iterdir())
+    except BaseException:
+        stop.set()
+        raise
     finally:
         starter.close()
 
@@ -231,11 +241,11 @@ def test_starting_and_stopping_workers_is_not_cut_in_two():
 @pytest.mark.long
 def test_a_hundred_kills(root, tmp_path, capsys):
     write(tmp_path / "data", "easy", {"train": 24, "val": 12, "test": 12, "unlabelled": 0})
-    rows, begun = {name: [] for name in CHAINS}, time.monotonic()
+    rows, stop, begun = {name: [] for name in CHAINS}, threading.Event(), time.monotonic()
     try:
         with ThreadPoolExecutor(len(CHAINS)) as pool:
-            ends = [pool.submit(chain, name, tmp_path / "data", tmp_path / name, rows[name]) for name in CHAINS]
-        for end in ends:
+            ends = [pool.submit(chain, name, tmp_path / "data", tmp_path / name, rows[name], stop) for name in CHAINS]
+        for end in sorted(ends, key=lambda end: isinstance(end.exception(), Stopped)):
             end.result()
     finally:
         (root / "build").mkdir(exist_ok=True)
