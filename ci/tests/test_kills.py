@@ -216,7 +216,8 @@ def chain(name, data, folder, rows, stop):
             assert {path.name for path in out.iterdir()} == {path.name for path in (folder / "straight").iterdir()}
             if len(rows) >= KILLS:
                 break
-        assert not list(starter.temporary.iterdir()), list(starter.temporary.iterdir())
+        left = [path.name for path in starter.temporary.iterdir() if not path.name.startswith("torchinductor")]  # that is torch's cache
+        assert not left, left
     except BaseException:
         stop.set()
         raise
