@@ -106,6 +106,21 @@ def test_missing_picture_is_skipped(tmp_path):
     assert show(root) == 0
 
 
+@pytest.mark.parametrize("train, val", [("train", "val"), ("train2017", "val2017"), ("images/train", "images/val")])
+def test_missing_picture_is_not_taken_from_another_split(tmp_path, train, val):
+    for name, split in ((train, "train"), (val, "val")):
+        root = coco(tmp_path, split)
+        (root / name).mkdir(parents=True)
+        for i, old in enumerate(sorted((root / "images").glob(f"{split}*.png"))): old.rename(root / name / f"{i}.png")
+        file = root / f"annotations/instances_{split}.json"
+        file.write_text(file.read_text().replace(f'"{split}0.png"', '"0.png"').replace(f'"{split}1.png"', '"1.png"'))
+    (root / val / "1.png").unlink()
+    found = open_data(root, "val")
+    assert [record.path for record in found.records] == [root / val / "0.png"] and len(open_data(root, "train").records) == 2
+    assert any("1.png" in str(defect) for defect in found.defects)
+
+
+
 @pytest.mark.parametrize("text", ['{"images": [', "[]", '{"images": [], "annotations": []}', '{"images": {}, "categories": [], "annotations": []}', "not JSON"])
 def test_json_that_cannot_be_read(tmp_path, text):
     (tmp_path / "labels.json").write_text(text)

@@ -47,7 +47,8 @@ class Layout:
 def split_of(path: Path, root: Path) -> str | None:
     "The split that a sub-folder name gives to a file, the innermost one counting."
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[:-1]
-    return next((part.lower() for part in reversed(parts) if part.lower() in SPLITS), None)
+    words = (re.sub(r"(?<=[a-z])20\d\d$", "", part.lower()) for part in reversed(parts))
+    return next((word for word in words if word in SPLITS), None)
 
 
 def split_of_json(path: Path, root: Path) -> str | None:

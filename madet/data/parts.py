@@ -33,6 +33,11 @@ class Pictures:
             self.paths[str(path)] = path
             self.names[path.name].append(path)
             self.stems[path.stem].append(path)
+        self.splits = {self.split_of(path) for path in layout.images} - {""}
+
+    def split_of(self, path: Path) -> str:
+        "The split whose folder a picture lies in, or nothing; `train2017` is a folder of train."
+        return canonical(split_of(path, self.root) or "")
 
     def find(self, key: str, near: Path, split: str | None) -> Path | None:
         "The picture that a label file at `near` calls `key`."
@@ -40,10 +45,11 @@ class Pictures:
             if found := self.paths.get(str(folder / key)): return found
         name = key.rsplit("/")[-1]
         found = self.names.get(name) or self.stems.get(stem_of(name)) or []
+        if canonical(split or "") in self.splits: found = [path for path in found if self.split_of(path) in ("", canonical(split))]    # another split's picture of that name is another picture
         return max(found, key=lambda path: self._closeness(path, near, split, key), default=None)
 
     def _closeness(self, path: Path, near: Path, split: str | None, key: str) -> tuple:
-        same = canonical(split_of(path, self.root) or "") == canonical(split or "")
+        same = self.split_of(path) == canonical(split or "")
         shared = len(shared_start(path.parts, near.parts))
         return same, str(path).endswith(key), shared
 
