@@ -30,7 +30,9 @@ def grouped():
     for kind, names in own_recipes().items():
         for f in fields(kind): own.setdefault(f.name, []).append((f, comments(kind).get(f.name, ""), names))
     for name, entries in own.items():
-        shared.setdefault(tuple(m for _, _, names in entries for m in names), []).append(entries[0][:2])
+        (field, words, _), *more = entries
+        words += "".join(f"; {f.default} with {', '.join(names)}" for f, _, names in more if f.default != field.default)
+        shared.setdefault(tuple(m for _, _, names in entries for m in names), []).append((field, words))
     return groups + [(f"only {', '.join(names)}", some) for names, some in shared.items()]
 
 
