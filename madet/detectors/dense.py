@@ -15,6 +15,7 @@ from ..heads.atss import atss_head
 from ..heads.fcos import fcos_head
 from ..heads.retinanet import retinanet_head
 from ..nets.fpn import FPN
+from ..nets.res2net import res2net
 from ..nets.resnet import resnet
 from ..nets.tiny import tiny
 
@@ -23,14 +24,15 @@ def trunk(backbone: str | nn.Module = "resnet50", weights: str | None = None, st
           relu_before_extra: bool = False, channels: int | None = None, trust: bool = False) -> tuple[nn.Module, FPN]:
     """A backbone and its pyramid.
 
-    `backbone`: tiny, resnet18, resnet34, resnet50, resnet101, or a module with `channels` and `strides`; `weights`: None
+    `backbone`: tiny, a name that `resnet` or `res2net` knows, or a module with `channels` and `strides`; `weights`: None
     (from scratch), a name or a file; `extra`: where levels beyond the backbone's come from; `channels` of the pyramid
     (64 for tiny, else 256)."""
     small = backbone == "tiny"
     if small and weights not in (None, "", "none", "scratch"):
         raise BadInput(f"The tiny backbone has no published weights, so weights={weights!r} cannot be loaded; leave it empty.")
     if isinstance(backbone, str):
-        backbone = tiny(out=(2, 3, 4)) if small else resnet(backbone, weights or None, style, trust=trust)
+        make = res2net if backbone.startswith("res2net") else resnet
+        backbone = tiny(out=(2, 3, 4)) if small else make(backbone, weights or None, style, trust=trust)
     levels = 4 if small else 5
     neck = FPN(backbone.channels, channels or (64 if small else 256), levels=levels, extra=extra,
                relu_before_extra=relu_before_extra, strides=backbone.strides)

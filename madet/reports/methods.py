@@ -76,7 +76,8 @@ def check_own(own):
     if getattr(own, "anchor_size", 1.) <= 0: raise BadInput(f"--anchor-size is {own.anchor_size}; it has to be above 0")
 
 # %% ../../nbs/reports/00_methods.ipynb #08854114
-BACKBONES = ("tiny", "resnet18", "resnet34", "resnet50", "resnet101")
+_LARGE = "resnet50", "resnet101", "resnext101-32x4d", "resnext101-32x8d", "resnext101-64x4d", "res2net101"
+BACKBONES = ("tiny", "resnet18", "resnet34", *_LARGE, *(f"{name}-dcn" for name in _LARGE))   # -dcn: deformable stages 3 to 5
 
 
 def assign_of(own, per_place):
@@ -189,7 +190,7 @@ def recipe_of(scale, options):
     "(method, recipe, own) of flat `options` at `scale`; what the method says about the scale fills the gaps. BadInput where a value is wrong."
     method = find_method(options.get("method", "atss"))
     recipe, own = make_recipe(scale, options | {"method": method.name}, method.own_recipe_class, method.defaults.get(scale, {}))
-    if recipe.backbone not in BACKBONES: raise BadInput(f"--backbone {recipe.backbone}: choose from {', '.join(BACKBONES)}.")
+    if recipe.backbone.replace("_", "-") not in BACKBONES: raise BadInput(f"--backbone {recipe.backbone}: choose from {', '.join(BACKBONES)}.")
     check_own(own)
     return method, recipe, own
 
