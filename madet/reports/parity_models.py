@@ -131,6 +131,7 @@ def _lookup(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, among: di
 
 
 def recorded_detections(z: Fixture, index: int, candidates: dict, kept: dict, factor: Tensor, suffix: str) -> Iterator[Check]:
+    "Recorded detections of one image, looked up among ours before suppression; 95 % must survive it. `factor` `[4]` divides our boxes."
     name = f"det{index}"
     recorded = [z[f"{name}_{what}{suffix}"] for what in ("boxes", "labels", "scores")]
     scaled = [dict(found, boxes=found["boxes"] / factor) for found in (candidates, kept)]
