@@ -20,13 +20,13 @@ from .draw import HALO, TRUTH, colours, show_image, to_array
 def _array(values): return values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
 
 
-def tap_pixels(points, stride):
+def tap_pixels(points, stride, centre=.5):
     """Taps as (x, y) in pixels, `[h, w, K, 2]`, from (y, x) in cells of `stride` pixels, `[..., 2, h, w]` as `sampling_points` gives
-    them for one image; K counts all dimensions in front."""
+    them for one image; K counts all dimensions in front. `centre`: where a cell's middle lies, in cells from its corner (a detector: `AnchorGrid.centre_offset`)."""
     points = _array(points)
     if points.ndim < 3 or points.shape[-3] != 2: raise BadInput(f"taps of shape {points.shape} have no axis of y and x before height and width; give what sampling_points says for one image")
     points = points.reshape(-1, *points.shape[-3:])
-    return (points[:, ::-1].transpose(2, 3, 0, 1) + .5) * stride
+    return (points[:, ::-1].transpose(2, 3, 0, 1) + centre) * stride
 
 # %% ../../nbs/figures/03_offsets.ipynb #1ed13917
 def reach(centres, taps, mask=None):

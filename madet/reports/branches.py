@@ -10,7 +10,7 @@ __all__ = ['WAYS', 'NAMES', 'TINTS', 'FOUND', 'EDGES', 'PICTURES', 'two_branches
            'looks', 'surest', 'places_shown', 'offsets_page', 'branch_report', 'compared', 'slim_weights',
            'branch_lines', 'write_branches']
 
-# %% ../../nbs/reports/17_branches.ipynb #f491ed91
+# %% ../../nbs/reports/17_branches.ipynb #d07402fc
 import csv
 import io
 import re
@@ -38,7 +38,7 @@ from ..training.evaluate import detect, views_of
 from ..training.folder import read_json
 from ..training.run import open_parts
 
-# %% ../../nbs/reports/17_branches.ipynb #30cf71c4
+# %% ../../nbs/reports/17_branches.ipynb #13cffa40
 WAYS = {"anchor": (0,), "point": (1,), "both": (0, 1)}      # who answers: head.use
 NAMES = {"anchor": "anchor-based", "point": "anchor-free", "both": "both"}
 TINTS = dict(zip(WAYS, PALETTE))
@@ -47,7 +47,7 @@ def two_branches(model):
     "Whether a detector answers at every place once from an anchor and once from a point, as MADet does."
     return [type(coder) for coder in getattr(getattr(model, "head", None), "branches", ())] == [DeltaCoder, DistanceCoder]
 
-# %% ../../nbs/reports/17_branches.ipynb #922eae1a
+# %% ../../nbs/reports/17_branches.ipynb #80523bc7
 @contextmanager
 def using(head, branches):
     "A block in which `head` answers from `branches` (indices) only."
@@ -69,7 +69,7 @@ def scores_of(truths, found, dataset):
     def score(results): return plain(coco_score(truths, results, dataset.classes)) | slice_numbers(slice_scores(truths, results, dataset.classes, dataset.geometry))
     return {name: {key: value for key, value in score(results).items() if key in METRICS} for name, results in found.items()}
 
-# %% ../../nbs/reports/17_branches.ipynb #e9748952
+# %% ../../nbs/reports/17_branches.ipynb #e8ec871b
 FOUND = .5      # IoU from which a detection counts as the box of an object
 
 
@@ -85,7 +85,7 @@ def boxes_of(result, truth, geometry, least=FOUND):
         if len(free) and free.max() >= 0: mine[free.argmax()] = d
     return mine
 
-# %% ../../nbs/reports/17_branches.ipynb #db23656c
+# %% ../../nbs/reports/17_branches.ipynb #788a7fc7
 def duels(truths, found, geometry):
     """Every counted object as a dict: image_id, box, ratio (long side over short side), and for `anchor` and `point` the box found (None: missed) with `anchor_iou`, `point_iou`."""
     by_id = {name: {one["image_id"]: one for one in found[name]} for name in ("anchor", "point")}
@@ -119,7 +119,7 @@ def who_found(objects):
     sides = [(one["anchor"] is not None, one["point"] is not None) for one in objects]
     return {"both": sides.count((True, True)), "anchor only": sides.count((True, False)), "point only": sides.count((False, True)), "none": sides.count((False, False))}
 
-# %% ../../nbs/reports/17_branches.ipynb #9302b0b5
+# %% ../../nbs/reports/17_branches.ipynb #930e88bd
 EDGES = (1., 1.25, 1.5, 2., 3.)       # lower ends of the bins of aspect ratio; the last one is open
 
 
@@ -144,7 +144,7 @@ def in_words(one):
     "The bin as a tick label."
     return (f"{one['low']:g}–{one['high']:g}" if one["high"] else f"{one['low']:g} and up") + f"\n{one['objects']}"
 
-# %% ../../nbs/reports/17_branches.ipynb #8811da4a
+# %% ../../nbs/reports/17_branches.ipynb #4f375ae3
 def draw_ratios(axes, bins):
     "Mean IoU of both branches by aspect ratio with quartiles, and their difference with its interval, on two axes."
     left, right = axes
@@ -167,7 +167,7 @@ def draw_ratios(axes, bins):
         ax.set_xlabel("long side over short side, objects found by both", fontsize=8), ax.tick_params(labelsize=7.5), ax.spines[["top", "right"]].set_visible(False)
     return axes
 
-# %% ../../nbs/reports/17_branches.ipynb #8a2b5ad2
+# %% ../../nbs/reports/17_branches.ipynb #40a7daba
 def furthest(objects, geometry, count=5):
     "The objects whose two boxes overlap each other least, at most one an image."
     some = met(objects)
@@ -184,7 +184,7 @@ def draw_duel(ax, one, image):
     zoom(ax, torch.stack([one["box"], one["anchor"], one["point"]]), tuple(image.shape[-2:]))
     ax.set_title(f"IoU {one['anchor_iou']:.2f} : {one['point_iou']:.2f}", fontsize=8, pad=2)
 
-# %% ../../nbs/reports/17_branches.ipynb #f81c8cae
+# %% ../../nbs/reports/17_branches.ipynb #23f64c4e
 def branch_page(report, objects, dataset, title):
     "The figure `branches.png`: AP in slices, boxes by shape, and the objects where the branches differ most."
     figure = plt.figure(figsize=(8.8, 7.6), layout="constrained")
@@ -199,7 +199,7 @@ def branch_page(report, objects, dataset, title):
     figure.suptitle(title, fontsize=9)
     return figure
 
-# %% ../../nbs/reports/17_branches.ipynb #e09660b0
+# %% ../../nbs/reports/17_branches.ipynb #e246f6d4
 @torch.no_grad()
 def looks(model, image):
     """Where the head's deformable convolutions read for `image [3, H, W]` in 0..1: one (taps `[h, w, K, 2]` in pixels (x, y), gates `[h, w, K]`,
@@ -216,7 +216,7 @@ def looks(model, image):
 def _level(head, x, stride):
     stacks = head.interaction.stacks(head.class_tower(x), head.box_tower(x))
     asked = [conv.offsets(stack) for conv, stack in zip(head.interaction.convs, stacks)]
-    taps, regular = (np.concatenate([tap_pixels(sampling_points(by * offset)[0], stride) for offset, _ in asked], 2) for by in (1, 0))
+    taps, regular = (np.concatenate([tap_pixels(sampling_points(by * offset)[0], stride, head.grid.centre_offset) for offset, _ in asked], 2) for by in (1, 0))
     return taps, torch.cat([gates[0] for _, gates in asked]).permute(1, 2, 0).cpu().numpy(), regular
 
 
@@ -242,7 +242,7 @@ def places_shown(model, sample, geometry, most=3):
     taps, gates, regular = (np.stack(column) for column in zip(*rows)) if rows else (np.zeros((0, 9, 2)), np.zeros((0, 9)), np.zeros((0, 9, 2)))
     return regular[:, 4], taps, gates, regular, [priors.strides[level] for level, _ in filter(None, spots)]
 
-# %% ../../nbs/reports/17_branches.ipynb #ff86715f
+# %% ../../nbs/reports/17_branches.ipynb #95e3e2cc
 def offsets_page(model, dataset, transform, indices, columns=3):
     "The figure `offsets.png`: some images as the network sees them, with truth and where it looks for the three largest objects."
     lines = max(1, -(-len(indices) // columns))
@@ -257,7 +257,7 @@ def offsets_page(model, dataset, transform, indices, columns=3):
     figure.suptitle("where the head looks for the three largest objects: a cross is the place, discs are its taps (area: gate), squares the regular grid", fontsize=9)
     return figure
 
-# %% ../../nbs/reports/17_branches.ipynb #30245356
+# %% ../../nbs/reports/17_branches.ipynb #b5d7b15a
 PICTURES = ("branches.png", "offsets.png")
 
 
@@ -307,14 +307,14 @@ def compared(model, recipe, dataset, indices):
               "slice_objects": {name: one["objects"] for name, one in slices.items()}, "found": who_found(objects), "by_ratio": by_ratio(objects)}
     return report, objects
 
-# %% ../../nbs/reports/17_branches.ipynb #a6181a35
+# %% ../../nbs/reports/17_branches.ipynb #644eca7c
 def slim_weights(run, out):
     "Write the weights of a run folder or file in half precision to the safetensors file `out`, with what they say about themselves; gives its path."
     path = weights_file(run)
     save_weights(out, detector_from(path)[0].half(), **about_weights(path))
     return Path(out)
 
-# %% ../../nbs/reports/17_branches.ipynb #f1cc87d0
+# %% ../../nbs/reports/17_branches.ipynb #3e1af8d6
 def branch_lines(reports):
     """Lines for a table, three (anchor, point, both) for each of the `branches.json` documents or their paths: row, scale, seed, status, branch, AP and
     slices as fractions, and by lower end of the bins `objects_1.25`, `iou_1.25`, `wins_1.25`, `difference_1.25` and so on. By row and seed."""
