@@ -23,7 +23,8 @@ from ..heads.dense import DenseHead
 from ..heads.detect import Cut
 from ..heads.towers import Scale, by_place
 from ..nets.fpn import FPN
-from ..nets.resnet import resnet
+from ..nets.res2net import DEPTHS2, res2net
+from ..nets.resnet import DEPTHS, resnet
 from ..nets.weights import first_few
 
 # %% ../../nbs/detectors/12_published.ipynb #26d79e50
@@ -61,7 +62,7 @@ class Found:
     "What the names and shapes of a checkpoint say."
 
     method: str                     # a name in the table of methods, or "" for a plain backbone
-    backbone: str                   # resnet18, ..., resnet101
+    backbone: str                   # resnet18, ..., res2net101; -dcn at the end: deformable stages 3 to 5
     rules: tuple                    # table of names
     num_classes: int = 0
     own: dict = field(default_factory=dict)         # what the method's own recipe has to say
@@ -70,8 +71,7 @@ class Found:
 
 
 BLOCKS = {(2, 2, 2, 2): ("resnet18",), (3, 4, 6, 3): ("resnet34", "resnet50"), (3, 4, 23, 3): ("", "resnet101")}
-LATER = ((r"backbone\..*conv2?_offset", "deformable stages of a trunk are not implemented here yet"),
-         (r"(roi_head|rpn_head|rpn\.|roi_heads)", "detectors of two stages are not implemented here yet"),
+LATER = ((r"(roi_head|rpn_head|rpn\.|roi_heads)", "detectors of two stages are not implemented here yet"),
          (r"(transformer|query|decoder)", "transformers are not implemented here yet"))
 
 
@@ -87,9 +87,27 @@ def depth_of(path, tensors: dict[str, Tensor], prefix: str) -> str:
     blocks = tuple(count(stage) for stage in range(1, 5))
     kinds = BLOCKS.get(blocks, ())
     kind = int(f"{prefix}layer1.0.conv3.weight" in tensors)
-    if kind >= len(kinds) or not kinds[kind]:
-        raise BadInput(f"{path} has a trunk of {' + '.join(map(str, blocks))} blocks, which is none of ResNet-18, 34, 50 and 101; other trunks are not implemented here yet.")
-    return kinds[kind]
+    name = kinds[kind] if kind < len(kinds) else ""
+    middle = tensors.get(f"{prefix}layer1.0.conv2.weight", tensors.get(f"{prefix}layer1.0.convs.0.weight"))
+    if f"{prefix}layer1.0.convs.0.weight" in tensors: name = _res2net_name(tensors, prefix, blocks)
+    elif kind and middle.ndim == 4 and middle.shape[0] > middle.shape[1]: name = name.replace("resnet", "resnext") + f"-{middle.shape[0] // middle.shape[1]}x{middle.shape[1]}d"
+    if name not in DEPTHS and name not in DEPTHS2:
+        raise BadInput(f"{path} has a trunk of {' + '.join(map(str, blocks))} blocks{' in groups' if name.count('x') > 1 else ''}, which is none of {', '.join([*DEPTHS, *DEPTHS2])}; other trunks are not implemented here yet.")
+    return name + _deformable(path, tensors, prefix)
+
+
+def _res2net_name(tensors, prefix: str, blocks: tuple) -> str:
+    "The Res2Net v1d 26w 4s with these blocks, or nothing: other stems and widths are other networks."
+    usual = f"{prefix}stem.0.weight" in tensors and tensors[f"{prefix}layer1.0.conv1.weight"].shape[0] == 104
+    return next((name for name, depths in DEPTHS2.items() if usual and depths == blocks), "")
+
+
+def _deformable(path, tensors, prefix: str) -> str:
+    "The ending -dcn where stages 3 to 5 have offsets in every block, nothing where none has; BadInput otherwise."
+    stages = {key[len(prefix):].split(".")[0] for key in tensors if key.startswith(f"{prefix}layer") and re.search(r"conv2?_offset\.|convs\.\d+\.conv_offset\.", key)}
+    if stages not in (set(), {"layer2", "layer3", "layer4"}):
+        raise BadInput(f"{path} has deformable convolutions in {', '.join(sorted(stages))}; only all of layer2, layer3 and layer4 are implemented here yet.")
+    return "-dcn" if stages else ""
 
 
 def tower_depth(tensors, pattern: str) -> int:
@@ -278,7 +296,8 @@ def like_published(model, build: dict, tensors, backbone: str):
         model.model.backbone.body = resnet(backbone, None, norm="bn_frozen_stats")
         as_torchvision(model, build)
         return model
-    model.backbone = resnet(backbone, None, build["style"], norm="bn_frozen_stats")
+    make = res2net if backbone.startswith("res2net") else resnet
+    model.backbone = make(backbone, None, build["style"], norm="bn_frozen_stats")
     model.pixels = Pixels(tuple(build["pixels"]["mean"]), tuple(build["pixels"]["std"]), build["pixels"]["bgr"])
     if "fcos" in build: as_fcos(model.head, build["fcos"])
     with_biases(model.head, tensors)

@@ -15,7 +15,7 @@ from .cli import document
 def add(subparsers):
     "Add `madet convert` to the command line."
     parser = subparsers.add_parser("convert", usage="madet convert CHECKPOINT.pth --out W.safetensors [options]",
-                                   description="Turn ATSS, RetinaNet or FCOS of MMDetection 2.x or 3.x, RetinaNet or FCOS of torchvision, or a plain ResNet into weights of ours.")
+                                   description="Turn ATSS, RetinaNet or FCOS of MMDetection 2.x or 3.x, MADet of its authors, RetinaNet or FCOS of torchvision, or a plain ResNet into weights of ours.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT.pth", help="the published file")
     parser.add_argument("--out", metavar="W.safetensors", required=True, help="where the converted weights go")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line [those in the file; COCO's for 80 classes]")
@@ -29,6 +29,7 @@ def add(subparsers):
 LICENCES = (
     (r"(retinanet|fcos)_resnet50_fpn(_v2)?_coco-[0-9a-f]{8}|resnet(18|34|50|101)-[0-9a-f]{8}", "BSD-3-Clause (torchvision)"),
     (r"(atss|retinanet|fcos)_.+(_coco|_\d{8}(_\d{6})?)-[0-9a-f]{8}", "Apache-2.0 (MMDetection model zoo)"),
+    (r"madet_(r50|r101|x101\w*|res2net\w*|r2_?101\w*)_fpn\w*", "Apache-2.0 (authors of MADet, github.com/ShichengMiao16/MADet)"),
 )
 UNKNOWN = "unknown: ask whoever published it"
 
@@ -99,6 +100,7 @@ def detector(found, checkpoint, classes_file, style):
     ours, _ = renamed(checkpoint.path, tensors, found.rules)
     model = rebuilt(method, recipe, own, len(names), ours, published)
     if published.get("style") == "caffe": said.append("the trunk is of the caffe style: fine for predict and test, refused by train --weights, whose trunks are of the pytorch style")
+    if found.method == "madet": said.append("anchor-free boxes are not clipped to the picture, as in the released code")
     if found.method == "fcos": said.append("FCOS has no fixture of the original code here: names and shapes are checked, published numbers are not")
     return model, tensors, dict(method=found.method, scale="full", recipe=merge(recipe, own), classes=names, published=published), said + found.said
 
@@ -107,6 +109,7 @@ def convert(path, out, classes=None, licence=None, style=None, trust=False):
     "Convert a checkpoint and say what became of every key, as a dict that JSON can hold; BadInput where nothing was written."
     from madet.detectors.checkpoints import open_checkpoint
     from madet.detectors.published import recognise, renamed
+    from madet.nets.res2net import res2net
     from madet.nets.resnet import resnet
     from madet.training.checkpoint import save_weights
     out = Path(out)
@@ -116,8 +119,9 @@ def convert(path, out, classes=None, licence=None, style=None, trust=False):
     if out.exists() and out.samefile(checkpoint.path): raise BadInput(f"--out {out} is the checkpoint itself; give another name.")
     found = recognise(checkpoint.path, checkpoint.tensors, checkpoint.config)
     ours, left = renamed(checkpoint.path, checkpoint.tensors, found.rules)
+    make = res2net if found.backbone.startswith("res2net") else resnet
     if found.method: model, tensors, about, said = detector(found, checkpoint, classes, style)
-    else: model, tensors, about, said = resnet(found.backbone, None, norm="bn_frozen_stats"), checkpoint.tensors, dict(backbone=found.backbone), ["a trunk without a detector: for train --weights"]
+    else: model, tensors, about, said = make(found.backbone, None, norm="bn_frozen_stats"), checkpoint.tensors, dict(backbone=found.backbone), ["a trunk without a detector: for train --weights"]
     fill(model, checkpoint.path, ours, tensors)
     counters = sum(name not in ours for name in model.state_dict())
     if counters: said.append(f"{counters} counters num_batches_tracked, which nothing uses, are set to 0")
