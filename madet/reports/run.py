@@ -33,6 +33,8 @@ def telling(build):
         model = build(recipe, own, num_classes)
         words = getattr(model, "said", None) or getattr(getattr(model, "backbone", None), "said", "")
         model.said = (words,) if isinstance(words, str) else tuple(words)
+        if getattr(recipe, "accumulate", 1) > 1 and hasattr(getattr(model, "head", None), "branches"):
+            model.said += (f"MADet's class weights look at all images that are computed together: with accumulate {recipe.accumulate} that is a part of the batch, and the losses are not those of the whole.",)
         return model
     return told
 
