@@ -318,27 +318,6 @@ def test_a_program_that_forgets_its_stream_ends_quietly(root, tmp_path):
     assert float(out) < 4       # torch by itself waits 5 seconds for each worker
 
 
-# cost
-
-def test_data_in_memory_costs_next_to_nothing():
-    pixels = torch.randint(0, 256, (32, 3, 96, 96), dtype=torch.uint8)
-    objects = Objects(torch.tensor([[10., 10, 50, 60]]).repeat(8, 1), torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.bool))
-
-    class Memory(Dataset):
-        def load(self, index):
-            from madet.data.sample import Sample
-            return Sample(pixels[index], objects.clone(), torch.eye(3), index, (96, 96))
-
-    data = Memory([Record(i, Path("."), 96, 96, objects) for i in range(32)], ("x",), Upright())
-    stream, best = Batches(data, RandomFlip(), 4).stream(), []
-    for _ in range(10):
-        begin = time.perf_counter()
-        for _ in range(10):
-            next(stream)
-        best.append((time.perf_counter() - begin) / 10)
-    assert min(best) < 3e-3, f"{min(best) * 1e3:.2f} ms a batch"
-
-
 @pytest.mark.parametrize("count, size", [(1, 1), (1, 7), (2, 7), (13, 13), (14, 13)])
 def test_epoch_tables_at_the_edges(count, size):
     for tall in (np.zeros(count, bool), np.ones(count, bool), np.arange(count) % 2 == 0):
