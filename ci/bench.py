@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = "assign", "import", "train", "infer", "deform", "data", "score"
+PARTS = "assign", "import", "train", "infer", "deform", "madet", "data", "score"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def peak_of(options, part, number, name):
 def run_contest(contest, options, number):
     """One row of the answer."""
     import torch
-    cuda = options.device == "cuda" and contest.part in ("train", "infer")
+    cuda = options.device == "cuda" and contest.part in ("train", "infer", "madet")
     wait = torch.cuda.synchronize if cuda else (lambda: None)
     sides, ratios = {name: {} for name in contest.sides}, []
     if contest.timed:
@@ -276,10 +276,10 @@ def parse(words):
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, no memory, 500 scored images")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: does the script itself run?")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where train and infer run; the other parts stay on the CPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where train, infer and madet run; the other parts stay on the CPU")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--contiguous", action="store_true", help="train and infer without channels_last, all sides alike")
-    parser.add_argument("--profile", action="store_true", help="with train: which parts of ATSS's step are not convolution, and how large")
+    parser.add_argument("--profile", action="store_true", help="with train or madet: which parts of ATSS's or MADet's step are not convolution, and how large")
     parser.add_argument("--json", action="store_true", help="JSON on standard output, the table on standard error")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there too")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -288,8 +288,8 @@ def parse(words):
         parser.error(f"there is no part {', '.join(unknown)}; choose of {', '.join(PARTS)}")
     if args.threads < 1:
         parser.error(f"--threads {args.threads}: give at least 1")
-    if args.profile and args.parts != ["train"]:
-        parser.error("--profile goes with the part train alone: ci/bench train --profile")
+    if args.profile and args.parts not in (["train"], ["madet"]):
+        parser.error("--profile goes with the part train or madet alone: ci/bench train --profile")
     return args
 
 
@@ -315,7 +315,7 @@ def main(words=None):
     tell = lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
     if args.profile:
         import bench_profile
-        answer = bench_profile.run(options, tell)
+        answer = bench_profile.run(options, tell, part=args.parts[0])
     else:
         answer = run(args.parts or PARTS, options, args.quick, tell)
     text = json.dumps(answer, indent=1)

@@ -26,14 +26,14 @@ def shared_data(name):
 
 def unable(part, options):
     """Why a part cannot run here; None if it can."""
-    if options.device == "cuda" and part in ("train", "infer") and not torch.cuda.is_available():
+    if options.device == "cuda" and part in ("train", "infer", "madet") and not torch.cuda.is_available():
         return "there is no CUDA device that torch can use on this machine"
     return None
 
 
 def contests(part, options, skipped):
     """The contests of a part; what has to be left out is added to `skipped`."""
-    return {"assign": assign, "import": imports, "train": train, "infer": infer, "deform": deform, "data": data, "score": score}[part](options, skipped)
+    return {"assign": assign, "import": imports, "train": train, "infer": infer, "deform": deform, "madet": madet, "data": data, "score": score}[part](options, skipped)
 
 
 def boxes_inside(count, height, width, seed=0):
@@ -113,14 +113,17 @@ def detectors(options):
     trainable_layers=3); pyramids and heads are each method's own and train."""
     from madet.detectors.dense import atss
     from madet.detectors.torchvision import tv_fcos, tv_retinanet
-    from madet.nets.resnet import resnet
+    builds = {"madet's ATSS": atss, "torchvision's RetinaNet": tv_retinanet, "torchvision's FCOS": tv_fcos}
+    return {name: partial(made, build, options) for name, build in builds.items()}
 
-    def made(build):
-        torch.manual_seed(0)
-        body = "tiny" if options.backbone == "tiny" else resnet(options.backbone, norm="frozen", frozen_stages=1)
-        model = build(options.classes, backbone=body)
-        return model.to(options.device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)
-    return {"madet's ATSS": partial(made, atss), "torchvision's RetinaNet": partial(made, tv_retinanet), "torchvision's FCOS": partial(made, tv_fcos)}
+
+def made(build, options):
+    """A detector on the backbone of the options, drawn from one seed."""
+    from madet.nets.resnet import resnet
+    torch.manual_seed(0)
+    body = "tiny" if options.backbone == "tiny" else resnet(options.backbone, norm="frozen", frozen_stages=1)
+    model = build(options.classes, backbone=body)
+    return model.to(options.device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)
 
 
 def body_of(model):
@@ -200,26 +203,30 @@ def train(options, skipped):
 
 
 def raw_scores(model, image):
-    """Class logits `[A, C]`, quality logits `[A, 1]` or None, the score threshold, and whether it holds for the root of the product."""
+    """Class logits `[A, C]`, quality logits `[A, 1]` or None where only class scores pass the threshold, the threshold, its power, and the layer of the logits.
+
+    The power is .5 where the threshold holds for the root of the product of both."""
     if hasattr(model, "backbone"):
         pixels, _, _ = model.pixels.batch([image])
         found = model.head(model.features(pixels))
-        return found.logits[0], None, model.head.cut.score, model.head.class_out
+        if isinstance(found, list):  # MADet: two branches, and the product decides
+            return torch.cat([f.logits[0] for f in found]), torch.cat([f.quality[0] for f in found])[:, None], model.head.cut.score, 1., model.head.class_out
+        return found.logits[0], None, model.head.cut.score, 1., model.head.class_out
     from madet.detectors.detector import IMAGENET
     pixels, _, _ = IMAGENET.batch([image])
     found = model.model.head(list(model.model.backbone(pixels).values()))
     quality = found["bbox_ctrness"][0] if "bbox_ctrness" in found else None
-    return found["cls_logits"][0], quality, model.model.score_thresh, model.model.head.classification_head.cls_logits
+    return found["cls_logits"][0], quality, model.model.score_thresh, .5, model.model.head.classification_head.cls_logits
 
 
 @torch.no_grad()
 def equal_passing(model, image, count):
     """Shift the class bias until `count` pairs of place and class pass the detector's own score threshold; gives their number."""
-    logits, quality, threshold, layer = raw_scores(model, image)
+    logits, quality, threshold, power, layer = raw_scores(model, image)
 
     def passing(shift):
         score = (logits + shift).sigmoid()
-        score = score if quality is None else (score * quality.sigmoid()).sqrt()
+        score = score if quality is None else (score * quality.sigmoid()) ** power
         return int((score > threshold).sum())
     low, high = -30., 30.
     for _ in range(40):
@@ -275,6 +282,33 @@ def deform(options, skipped):
     yield Contest("deform", f"{channels} channels on {height}x{width}, forward and backward, {options.threads} thread(s)",
                   {name: partial(deformable_work, call, channels, height, width) for name, call in calls.items()}, .2,
                   facts={"largest difference of a gradient, relative": f"{error:.0e}"})
+
+
+# ---------------------------------------------------------------- madet
+
+def twins(options):
+    """{name: maker} of MADet and of ATSS on one and the same backbone, frozen as in `detectors`."""
+    from madet.detectors.dense import atss
+    from madet.detectors.madet import madet as constructor
+    return {"madet's MADet": partial(made, constructor, options), "madet's ATSS": partial(made, atss, options)}
+
+
+def madet(options, skipped):
+    """A training step, detection of one picture, and where MADet's step goes; at most 1.6 times ATSS's time, 2 in bf16."""
+    import bench_profile
+    sizes = [(options.batch, options.side, options.side)] + [(16, 800, 1344)] * (options.device == "cuda" and options.backbone != "tiny")
+    picture = pictures(1, *options.picture, options.device)[0]
+    makers = twins(options)
+    for words, bf16, rate in kinds(options):
+        where, aim = f"{options.backbone}, {options.device} {words}", 2. if bf16 else 1.6
+        for count, height, width in sizes:
+            images = pictures(count, height, width, options.device)
+            sides = {name: partial(training_work, make, options, images, bf16) for name, make in makers.items()}
+            yield Contest("madet", f"a step of {count} images {height}x{width}, {where}", sides, aim, count, facts=said_of(rate, options))
+            ours = dict(itertools.islice(sides.items(), 1))
+            yield Contest("madet", f"where such a step goes, {where}", ours, timed=False, memory=False, facts=bench_profile.parts_of_step(next(iter(ours.values()))(), options))
+        sides = {name: partial(inference_work, make, options, picture, bf16) for name, make in makers.items()}
+        yield Contest("madet", f"1 image {'x'.join(map(str, options.picture))}, {where}", sides, aim, 1, facts=said_of(rate, options))
 
 
 # ---------------------------------------------------------------- data

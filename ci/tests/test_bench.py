@@ -47,6 +47,16 @@ def test_the_backbone_of_the_published_comparison_has_equal_frozen_layers():
     assert len(trained) == 1 and not any(name.startswith(("conv1", "layer1")) or "bn" in name for name in trained.pop())
 
 
+def test_madet_against_atss():
+    code, answer, heard = answer_of("madet", "--tiny")
+    step, where, picture = answer["rows"]
+    assert code == 0 and [list(row["sides"]) for row in (step, picture)] == [["madet's MADet", "madet's ATSS"]] * 2
+    assert [row["ratios"][0]["aim"] for row in (step, picture)] == [1.6, 1.6] and len({side["candidates"] for side in picture["sides"].values()}) == 1
+    shares = {name: float(said.split("%")[0]) for name, said in where["facts"].items()}
+    assert abs(sum(shares.values()) - 100) < .5 and all(shares[name] > 0 for name in ("trunk and pyramid", "towers and outputs", "deformable part", "assignment", "losses and targets"))
+    assert "where such a step goes" in heard and "aim 5%" in where["facts"]["assignment"]
+
+
 def test_data_and_score_run_and_both_scorers_agree(monkeypatch, tmp_path):
     monkeypatch.setenv("MADET_SHARED", str(tmp_path))
     _, answer, _ = answer_of("data", "score", "--tiny")
@@ -59,16 +69,17 @@ def test_data_and_score_run_and_both_scorers_agree(monkeypatch, tmp_path):
 def test_a_missing_device_is_a_sentence_not_a_failure():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    code, answer, heard = answer_of("train", "infer", "--tiny", "--device", "cuda")
-    assert code == 0 and answer["rows"] == [] and len(answer["skipped"]) == 2 and "no CUDA device" in heard
+    code, answer, heard = answer_of("train", "infer", "madet", "--tiny", "--device", "cuda")
+    assert code == 0 and answer["rows"] == [] and len(answer["skipped"]) == 3 and "no CUDA device" in heard
 
 
-def test_the_profile_counts_the_whole_step():
-    code, answer, heard = answer_of("train", "--profile", "--tiny")
+@pytest.mark.parametrize("part, more", [("train", set()), ("madet", {"head: deformable"})])
+def test_the_profile_counts_the_whole_step(part, more):
+    code, answer, heard = answer_of(part, "--profile", "--tiny")
     assert code == 0 and "Not convolution and over a tenth of a step" in heard
     assert math.isclose(sum(row["share"] for row in answer["shares"]), 1)
     places = {row["place"] for row in answer["shares"] if row["kind"] == "convolution"}
-    assert {"backbone", "neck", "head: towers"} <= places and all(o["share"] > .1 for o in answer["over_a_tenth"])
+    assert {"backbone", "neck", "head: towers"} | more <= places and {"losses: assignment", "losses: focal"} <= {row["place"] for row in answer["shares"]} and all(o["share"] > .1 for o in answer["over_a_tenth"])
 
 
 @pytest.mark.parametrize("name, kind", [("aten::mkldnn_convolution", "convolution"), ("aten::native_group_norm_backward", "norm"),
