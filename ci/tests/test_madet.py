@@ -201,3 +201,32 @@ def test_the_rule_looks_at_the_right_class_and_keeps_no_graph():
     assert torch.equal(found, mutual(priors, truth, logits=logits[:, order], labels=torch.tensor([0])))
     flat = mutual(priors, truth, logits=torch.zeros(len(priors), 3), labels=torch.tensor([1]))
     assert (flat >= 0).any() and not torch.equal(flat, found)
+
+
+# ------------------------------------------------------------------------------------------------ a compiler
+
+class Network(torch.nn.Module):
+    """Trunk, pyramid and the head's answers as one list of tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels):
+        return [part for answer in self.model.head(self.model.features(pixels)) for part in (answer.logits, answer.raw, answer.quality)]
+
+
+@pytest.mark.long
+def test_the_network_can_be_compiled():
+    """In one graph, with the plain network's numbers; offsets are drawn, or the deformable convolution would be a plain one."""
+    torch.manual_seed(0)
+    network = Network(constructor(5, "tiny", channels=32, anchor_size=4.))
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if "conv_offset" in name: p.add_(torch.randn_like(p) * .05)
+    pixels = torch.randn(2, 3, 96, 96)
+    found = [network(pixels), torch.compile(network, fullgraph=True)(pixels)]
+    weights = [p for p in network.parameters() if p.requires_grad]
+    slopes = [torch.autograd.grad(sum((part ** 2).mean() for part in parts), weights) for parts in found]
+    for plain, compiled in (found, slopes):
+        assert all((a - b).abs().max() <= 1e-4 * a.abs().max() + 1e-7 for a, b in zip(plain, compiled))
