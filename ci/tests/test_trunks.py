@@ -1,12 +1,15 @@
 """Every large trunk carries an ATSS detector through a training step; the deformable layer goes through a real compiler."""
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from madet.detectors.dense import atss
 from madet.nets.deform import DeformConv
-from madet.reports.methods import BACKBONES
+from madet.nets.res2net import res2net
+from madet.nets.resnet import resnet
+from madet.reports.methods import BACKBONES, same_norm
 
 LARGE = [name for name in BACKBONES if name.startswith(("resnext", "res2net")) or name == "resnet50-dcn"]
 
@@ -22,6 +25,14 @@ def test_a_step_of_atss(name):
     offsets = [p for key, p in model.named_parameters() if "conv_offset" in key]
     assert bool(offsets) == name.endswith("-dcn") and all(p.grad is not None and p.grad.isfinite().all() for p in offsets)
     assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet50-dcn", "res2net101"])
+def test_trained_batch_norm_finds_its_trunk_again(name):
+    make = res2net if name.startswith("res2net") else resnet
+    trained = make(name, None, norm="bn_frozen_stats").state_dict()
+    model = same_norm(SimpleNamespace(backbone=None), SimpleNamespace(backbone=name), {f"backbone.{key}": value for key, value in trained.items()})
+    model.backbone.load_state_dict(trained)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")

@@ -209,9 +209,10 @@ def weights_file(path):
 def same_norm(model, recipe, tensors):
     "Give a freshly built model a backbone with stored BatchNorm statistics if the file's tensors have them."
     if not any("running_mean" in name for name in tensors): return model
+    from madet.nets.res2net import res2net
     from madet.nets.resnet import resnet
     holder, name = (model, "backbone") if hasattr(model, "backbone") else (model.model.backbone, "body")
-    setattr(holder, name, resnet(recipe.backbone, None, norm="bn_frozen_stats"))
+    setattr(holder, name, (res2net if recipe.backbone.startswith("res2net") else resnet)(recipe.backbone, None, norm="bn_frozen_stats"))
     return model
 
 
