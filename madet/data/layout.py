@@ -45,7 +45,7 @@ class Layout:
 
 # %% ../../nbs/data/09_layout.ipynb #291c59dc
 def split_of(path: Path, root: Path) -> str | None:
-    "The split that a sub-folder name gives to a file, the innermost one counting."
+    "The split that a sub-folder name gives to a file (`train`, `train2017`), the innermost one counting."
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[:-1]
     words = (re.sub(r"(?<=[a-z])20\d\d$", "", part.lower()) for part in reversed(parts))
     return next((word for word in words if word in SPLITS), None)
