@@ -11,8 +11,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from . import upright
-from .nms import soft_nms, upright_nms
+from . import overlap, upright
+from .nms import hard_nms, soft_nms, upright_nms
 
 # %% ../../nbs/boxes/02_geometry.ipynb #9e71f2a2
 def move_points(points: Tensor, matrix: Tensor) -> Tensor:
@@ -169,10 +169,16 @@ class Rotated:
 
     # measures
     def iou(self, a: Tensor, b: Tensor) -> Tensor:
-        "Exact overlap of turned rectangles; arrives with the notebooks on rotated overlap."
-        raise NotImplementedError("the exact IoU of rotated boxes is not part of this version of madet; use Upright() on geometry.hull(boxes)")
+        "`[N, 5]`, `[M, 5]` to `[N, M]`, exact, without gradient."
+        return overlap.rotated_iou(a, b)
 
-    iou_paired = iof = nms = iou
+    def iou_paired(self, a: Tensor, b: Tensor) -> Tensor:
+        "Row by row, `[..., 5]` twice to `[...]`; differentiable."
+        return overlap.rotated_iou_paired(a, b)
+
+    def iof(self, a: Tensor, b: Tensor) -> Tensor:
+        "Share of each `a` that lies in each `b`, `[N, M]`."
+        return overlap.rotated_iof(a, b)
 
     def areas(self, boxes: Tensor) -> Tensor:
         "Square pixels, `[...]`."
@@ -263,6 +269,14 @@ class Rotated:
         "An angle, or a difference of angles, in this version's half turn; `oc` leaves it as it is."
         start = _START[self.version]
         return angles if self.version == "oc" else (angles - start) % math.pi + start
+
+    def nms(self, boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor | None = None,
+            soft: str | None = None, sigma: float = 0.5, min_score: float = 1e-3) -> tuple[Tensor, Tensor]:
+        "Indices kept, by falling score, and their scores; `labels` keep classes apart; `soft` is linear, gaussian or naive."
+        if soft is None:
+            keep = hard_nms(boxes, scores, threshold, self.iou, labels)
+            return keep, scores[keep]
+        return soft_nms(boxes, scores, threshold, self.iou, labels, soft, sigma, min_score)
 
 # %% ../../nbs/boxes/02_geometry.ipynb #39c12c5d
 def _smallest_rectangles(quads: Tensor) -> Tensor:
