@@ -4,6 +4,7 @@
 __all__ = ['parse_line', 'read_dota']
 
 # %% ../../nbs/data/03_dota.ipynb #42471e0d
+import re
 from pathlib import Path
 
 from ..boxes.errors import BadInput
@@ -12,8 +13,11 @@ from .sample import Defect
 
 # %% ../../nbs/data/03_dota.ipynb #db2fdeee
 def parse_line(line: str, where: str) -> Mark | str:
-    "The mark on a line `x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]`, or a sentence about what is wrong with it."
-    fields = line.split()
+    "The mark on a line `x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]` (blanks or commas), or a sentence about what is wrong with it."
+    fields = line.replace(",", " ").split()
+    numbers_first = _leading(fields)
+    if 4 <= numbers_first < len(fields) and numbers_first != 8:
+        return f"{numbers_first} numbers before the class where eight are needed" + (f": {numbers_first // 2} corners are not four" if numbers_first % 2 == 0 else "")
     if len(fields) < 9: return f"{len(fields)} fields where eight numbers and a class are needed"
     try: numbers = tuple(float(field) for field in fields[:8])
     except ValueError: return "the first eight fields are not all numbers"
@@ -21,20 +25,28 @@ def parse_line(line: str, where: str) -> Mark | str:
     if len(words) > 1 and words[-1] in ("0", "1", "2"): words, difficult = words[:-1], words[-1]
     if any(map(_is_number, words[1:])) or (len(fields) == 9 and _is_number(words[0])):
         return "numbers where the class should be: two lines glued together, or a column too many"
-    return Mark(" ".join(words), "quad", numbers, difficult != "0", None, where)
+    return Mark(" ".join(words), "quad", numbers, difficult != "0", None, where, int(difficult))
+
+
+def _leading(fields: list[str]) -> int:
+    "How many numbers stand at the beginning."
+    return next((i for i, field in enumerate(fields) if not _is_number(field)), len(fields))
+
+
+_HEADER = re.compile(r"\s*[A-Za-z][A-Za-z _-]*:")          # imagesource:, gsd:, acquisition dates:
 
 
 def read_dota(path: Path) -> Page:
-    "Marks of one DOTA text file (header lines skipped); lines that cannot be read become defects, `BadInput` if none can."
+    "Marks of one DOTA text file (header lines skipped); lines that cannot be read become defects, `BadInput` if none is anything like an object."
     path = Path(path)
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     page = Page(path.stem, str(path), image_id=path.stem)
     for i, line in enumerate(lines, 1):
-        if not line.strip() or line.lower().startswith(("imagesource", "gsd")): continue
+        if not line.strip() or _HEADER.match(line): continue
         mark = parse_line(line, f"{path}:{i}")
         if isinstance(mark, Mark): page.marks.append(mark)
         else: page.defects.append(Defect(f"{path}:{i}", f"{mark}; the line is left out, write it as x1 y1 x2 y2 x3 y3 x4 y4 class difficult"))
-    if page.defects and not page.marks:
+    if page.defects and not page.marks and not any(6 <= _leading(fields) < len(fields) for fields in (line.replace(",", " ").split() for line in lines)):
         raise BadInput(f"{page.defects[0].where}: {page.defects[0].what.split(';')[0]}, and no other line of the file is an object; DOTA lines are x1 y1 x2 y2 x3 y3 x4 y4 class difficult.")
     return page
 
