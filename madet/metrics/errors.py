@@ -13,6 +13,7 @@ import numpy as np
 
 from ..boxes.errors import BadInput
 from .coco import coco_score, identity
+from .dota import dota_score
 
 # %% ../../nbs/metrics/02_errors.ipynb #12371c0b
 KINDS = ("right", "wrong class", "loose box", "duplicate", "background", "missed")
@@ -106,10 +107,11 @@ def mend(one, kind):
         else: boxes[d] = truth["boxes"][g]
     return truth, dict(image_id=one["image_id"], boxes=boxes[kept], labels=labels[kept], scores=result["scores"][kept])
 
-def ap_at(iou=.5):
-    "A score for `gains`: (truths, results, classes) -> {class: AP at one IoU, None where it has no object}, by COCO's rules"
+def ap_at(iou=.5, mode=None):
+    "A score for `gains`: (truths, results, classes) -> {class: AP at one IoU, None where it has no object}, by COCO's rules, or with `mode` 11point or area by DOTA's"
     def score(truths, results, classes):
         if not truths: return dict.fromkeys(classes)
+        if mode: return {name: one["AP"] for name, one in dota_score(truths, results, classes, (iou,), mode)["per_class"].items()}
         return {name: one["AP"] for name, one in coco_score(truths, results, classes, ious=(iou,))["per_class"].items()}
     return score
 

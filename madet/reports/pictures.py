@@ -10,9 +10,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from ..boxes.geometry import Upright
 from ..figures.draw import PALETTE, QUIET, case_sheet, contact_sheet, loss_curves, pr_curves, save_png, short, signed_bars, stacked_bars
 from ..metrics.coco import record_truths
-from ..metrics.errors import KINDS, MISSED, RIGHT, count_kinds, gains, sort_all, sort_image
+from ..metrics.dota import usual_mode
+from ..metrics.errors import KINDS, MISSED, RIGHT, ap_at, count_kinds, gains, sort_all, sort_image
 
 # %% ../../nbs/reports/15_pictures.ipynb #54ea74e0
 THRESHOLD = .3                     # detections below this score are not drawn and not counted
@@ -106,6 +108,7 @@ def draw_errors(out, found, dataset, score=None):
     indices = [i for i, r in enumerate(dataset.records) if r.image_id in seen]
     truths = record_truths(dataset.records[i] for i in indices)
     images = sort_all(truths, found, dataset.geometry, THRESHOLD)
+    score = score or ap_at(mode=None if isinstance(dataset.geometry, Upright) else usual_mode(dataset))
     price = gains(sort_all(truths, found, dataset.geometry), dataset.classes, score)
     where = f"{dataset.name} {dataset.split}"
     figures = {"errors": error_charts(count_kinds(images, dataset.classes), price, f"{where}: what goes wrong, and what it costs"),
