@@ -9,12 +9,10 @@ from functools import partial
 
 from ..assigners.atss import atss
 from ..assigners.inside import inside_only
-from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .dense import Charge, DenseHead
-from .fcos import overlap_loss
+from .dense import OVERLAPS, DenseHead, charge_of
+from .detect import Cut
 from .retinanet import anchors_of, coder_of
-from ..losses.boxes import smooth_l1_loss
 
 # %% ../../nbs/heads/06_atss.ipynb #21e4159c
 def atss_head(num_classes: int, channels: int = 256, *,
@@ -22,27 +20,32 @@ def atss_head(num_classes: int, channels: int = 256, *,
               strides: tuple[int, ...] = (8, 16, 32, 64, 128),
               anchors_per_place: int = 1,
               anchor_size: float = 8.,                    # strides
+              anchor_angles: int = 0,                     # 0: upright anchors; else turned copies a place, as rotated boxes
+              stds: tuple[float, ...] = (.1, .1, .2, .2, .1),   # of regressed shifts, log-scales and angle
               topk: int = 9,                              # nearest places of each level
               start: str = "box",                         # box or point
               assign: Callable | None = None,             # None: ATSS
               inside_box: bool = False,                   # positives must have their centre in the truth, whatever the rule
-              box_loss: str = "giou",                     # giou on decoded boxes, or smooth_l1 on encoded ones
+              match: str = "own",                         # compare truths as themselves or by their hull
+              box_loss: str = "giou",                     # see losses.rotated; giou is 1 - IoU for rotated boxes
+              box_weight: float | None = None,            # None: 2 for an overlap, else the loss's usual weight
+              centerness_in: str = "box",                 # centerness in the box or in its hull
               centerness: bool = True,                    # the branch, and the weight of box losses
               scales: bool = True,                        # a learnable factor a level
               depth: int = 4,                             # convolutions of a tower
               norm: str | None = "gn",                    # gn: GroupNorm; None: biases
-              interaction: str | None = None) -> DenseHead:      # MADet's joint look of both towers: shared, separate or None
+              interaction: str | None = None,             # MADet's joint look of both towers: shared, separate or None
+              cut: Cut = Cut()) -> DenseHead:             # what reaches the list of detections
     """ATSS's answers (Zhang et al., CVPR 2020; MMDetection 3.3 in the details).
 
     With `assign=max_iou` and the options switched one by one this is also every line of the paper's table 1, which walks
     from RetinaNet to FCOS's habits."""
-    if box_loss not in ("giou", "smooth_l1"):
-        raise BadInput(f"box_loss is {box_loss!r}; choose giou or smooth_l1.")
-    rule = assign or partial(atss, topk=topk, per_place=anchors_per_place)
-    shared = dict(by_quality=centerness, across_ranks=True)
-    charge = Charge(overlap_loss(boxes), box_weight=2., **shared) if box_loss == "giou" else Charge(partial(smooth_l1_loss, beta=.11), encoded=True, **shared)
+    places = anchors_per_place * max(1, anchor_angles)
+    rule = assign or partial(atss, topk=topk, per_place=places)
+    weight = 2. if box_weight is None and box_loss in OVERLAPS else box_weight
     return DenseHead(
-        num_classes, channels, depth=depth, norm=norm, interaction=interaction, quality=centerness, scales=scales, charge=charge,
-        grid=anchors_of(anchors_per_place, strides, anchor_size),
-        coder=coder_of(start, boxes, (.1, .1, .2, .2, .1)),
-        assign=partial(inside_only, rule) if inside_box else rule)
+        num_classes, channels, depth=depth, norm=norm, interaction=interaction, quality=centerness, scales=scales,
+        charge=charge_of(box_loss, boxes, weight, by_quality=centerness, across_ranks=True),
+        grid=anchors_of(anchors_per_place, strides, anchor_size, angles=anchor_angles),
+        coder=coder_of(start, boxes, stds, priors=boxes if anchor_angles else Upright()),
+        assign=partial(inside_only, rule) if inside_box else rule, match=match, centerness_in=centerness_in, cut=cut)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..assigners.mutual import mutual
-from ..boxes.coders import DeltaCoder, DistanceCoder
+from ..boxes.coders import DeltaCoder, DistanceCoder, angle_habits
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
-from .dense import DenseHead, Predictions, level_sums
+from .dense import DenseHead, Predictions, level_sums, overlap_loss
 from .detect import Cut, suppress
-from .fcos import overlap_loss
 from .interaction import Interaction
 from .retinanet import anchors_of
 from .targets import Targets, centerness, targets_of
@@ -186,10 +185,10 @@ class MutualHead(nn.Module):
         return [suppress(one, self.coder.boxes, self.cut) for one in self.candidates(answers, sizes)]
 
 # %% ../../nbs/heads/08_madet.ipynb #81c7395c
-def branches_of(which: str, boxes: Upright | Rotated, clip_free: bool = False) -> tuple[DeltaCoder | DistanceCoder, ...]:
+def branches_of(which: str, boxes: Upright | Rotated, clip_free: bool = False, priors: Upright | Rotated = Upright()) -> tuple[DeltaCoder | DistanceCoder, ...]:
     "The coders of MADet's branches: `both`, or only `anchor` or `point`; `clip_free` keeps anchor-free boxes inside the image."
-    anchor = DeltaCoder(Upright(), boxes, stds=(.1, .1, .2, .2, .1))
-    point = DistanceCoder(Upright(), boxes, activation="exp", unit=1., clip_border=clip_free, max_log=10.)
+    anchor = DeltaCoder(priors, boxes, stds=(.1, .1, .2, .2, .1), **angle_habits(boxes))
+    point = DistanceCoder(priors, boxes, activation="exp", unit=1., clip_border=clip_free, max_log=10.)
     if which not in ("both", "anchor", "point"):
         raise BadInput(f"branches is {which!r}; choose both, anchor or point.")
     return dict(both=(anchor, point), anchor=(anchor,), point=(point,))[which]
@@ -200,6 +199,7 @@ def madet_head(num_classes: int, channels: int = 256, *,
                strides: tuple[int, ...] = (8, 16, 32, 64, 128),
                anchors_per_place: int = 1,
                anchor_size: float = 8.,                    # strides; also the unit of anchor-free distances
+               anchor_angles: int = 0,                     # 0: upright anchors; else turned copies a place, as rotated boxes
                branches: str = "both",                     # both, anchor, point
                topk: int = 9,                              # nearest places of each level
                assign: Callable | None = None,             # None: MADet's own
@@ -208,13 +208,15 @@ def madet_head(num_classes: int, channels: int = 256, *,
                norm: str | None = "gn",
                scales: bool = True,
                clip_free: bool = False,                    # keep anchor-free boxes inside the image
+               match: str = "own",                         # compare truths as themselves or by their hull
+               cut: Cut = Cut(),                           # what reaches the list of detections
                **charge) -> MutualHead:                    # fields of MutualCharge
     "MADet's answers (Xie et al., TPAMI 2023), as released. Over rotated boxes it is a composition of ours: 1 - IoU takes the place of 1 - GIoU."
     return MutualHead(
         num_classes, channels, depth=depth, norm=norm, interaction=interaction, scales=scales,
-        grid=anchors_of(anchors_per_place, strides, anchor_size),
-        branches=branches_of(branches, boxes, clip_free),
-        assign=assign or partial(mutual, topk=topk, per_place=anchors_per_place),
+        grid=anchors_of(anchors_per_place, strides, anchor_size, angles=anchor_angles), match=match, cut=cut,
+        branches=branches_of(branches, boxes, clip_free, boxes if anchor_angles else Upright()),
+        assign=assign or partial(mutual, topk=topk, per_place=anchors_per_place * max(1, anchor_angles)),
         charge=MutualCharge(overlap_loss(boxes), **charge))
 
 # %% ../../nbs/heads/08_madet.ipynb #dc762a22

@@ -4,36 +4,42 @@
 __all__ = ['anchors_of', 'coder_of', 'retinanet_head']
 
 # %% ../../nbs/heads/04_retinanet.ipynb #14a2a31b
+import math
 from collections.abc import Callable
 from functools import partial
 
 from ..assigners.max_iou import max_iou
-from ..boxes.coders import DeltaCoder, DistanceCoder
+from ..boxes.coders import DeltaCoder, DistanceCoder, angle_habits
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .dense import Charge, DenseHead
+from .dense import DenseHead, charge_of
 from .detect import Cut
-from ..losses.boxes import l1_loss
 from ..nets.anchors import AnchorGrid, octave_scales
 
 # %% ../../nbs/heads/04_retinanet.ipynb #cdce9822
-def anchors_of(per_place: int, strides: tuple[int, ...], size: float = 8., centre_offset: float = 0.) -> AnchorGrid:
-    "A grid with 1 to 9 anchors a place; `size` in strides for a single size, several sizes climb from half of it (RetinaNet: 9, from 4)."
+def anchors_of(per_place: int, strides: tuple[int, ...], size: float = 8., centre_offset: float = 0.,
+               ratios: tuple[float, float, float] = (.5, 1., 2.), angles: int = 0) -> AnchorGrid:
+    """A grid with 1 to 9 anchors a place; `size` in strides for a single size, several sizes climb from half of it (RetinaNet: 9, from 4).
+
+    `ratios`: height over width, in the order of the channels, where three shapes are asked for; `angles`: 0 for upright anchors, else
+    the number of turned copies of each, over half a turn beginning at -90 degrees (1: a rotated box at angle 0)."""
     if not 1 <= per_place <= 9:
         raise BadInput(f"anchors_per_place is {per_place}; choose 1 to 9.")
-    ratios = (.5, 1., 2.) if per_place % 3 == 0 else (1.,)
+    ratios = tuple(ratios) if per_place % 3 == 0 else (1.,)
     sizes = per_place // len(ratios)
     scales = (float(size),) if sizes == 1 else octave_scales(size / 2, sizes)
-    return AnchorGrid(tuple(strides), scales, ratios, centre_offset)
+    turned = (0.,) if angles == 1 else tuple(-math.pi / 2 + math.pi * k / angles for k in range(angles))
+    return AnchorGrid(tuple(strides), scales, ratios, centre_offset, turned)
 
 
-def coder_of(start: str, boxes: Upright | Rotated, stds: tuple[float, ...], activation: str = "exp", unit: float = 0.5) -> DeltaCoder | DistanceCoder:
-    "Regression that starts at the anchor `box` (deltas) or at its centre `point` (distances; zero gives back the anchor at unit 1/2)."
+def coder_of(start: str, boxes: Upright | Rotated, stds: tuple[float, ...], activation: str = "exp", unit: float = 0.5,
+             priors: Upright | Rotated = Upright()) -> DeltaCoder | DistanceCoder:
+    "Regression from `priors` that starts at the anchor `box` (deltas) or at its centre `point` (distances; zero gives back the anchor at unit 1/2)."
     if start not in ("box", "point"):
         raise BadInput(f"start is {start!r}; choose box or point.")
     if start == "box":
-        return DeltaCoder(Upright(), boxes, stds=stds)
-    return DistanceCoder(Upright(), boxes, activation=activation, unit=unit)
+        return DeltaCoder(priors, boxes, stds=stds, **angle_habits(boxes))
+    return DistanceCoder(priors, boxes, activation=activation, unit=unit)
 
 # %% ../../nbs/heads/04_retinanet.ipynb #cce10a08
 def retinanet_head(num_classes: int, channels: int = 256, *,
@@ -41,16 +47,22 @@ def retinanet_head(num_classes: int, channels: int = 256, *,
                    strides: tuple[int, ...] = (8, 16, 32, 64, 128),
                    anchors_per_place: int = 9,
                    anchor_size: float = 8.,                    # strides
+                   ratios: tuple[float, float, float] = (.5, 1., 2.),  # height over width, in the order of the channels
+                   anchor_angles: int = 0,                     # 0: upright anchors; else turned copies a place, as rotated boxes
                    start: str = "box",                         # box or point
                    assign: Callable | None = None,             # None: max-IoU .5 / .4 with rescue
+                   match: str = "own",                         # compare truths as themselves or by their hull
+                   box_loss: str = "l1",                       # see losses.rotated: l1, smooth_l1, giou, iou, gwd, kld ...
+                   box_weight: float | None = None,            # None: the loss's usual weight
                    depth: int = 4,                             # convolutions of a tower
                    norm: str | None = None,                    # None: biases; gn: GroupNorm
-                   interaction: str | None = None) -> DenseHead:      # MADet's joint look of both towers: shared, separate or None
+                   interaction: str | None = None,             # MADet's joint look of both towers: shared, separate or None
+                   cut: Cut | None = None) -> DenseHead:       # what reaches the list of detections; None: NMS at 0.5
     "RetinaNet's answers (Lin et al., ICCV 2017; MMDetection 3.3 in the details)."
     return DenseHead(
         num_classes, channels, depth=depth, norm=norm, interaction=interaction,
-        grid=anchors_of(anchors_per_place, strides, anchor_size),
-        coder=coder_of(start, boxes, (1., 1., 1., 1., 1.)),
-        assign=assign or partial(max_iou, positive=.5, negative=.4, low_quality=0.),
-        charge=Charge(l1_loss, encoded=True),
-        cut=Cut(nms=.5))
+        grid=anchors_of(anchors_per_place, strides, anchor_size, ratios=ratios, angles=anchor_angles),
+        coder=coder_of(start, boxes, (1., 1., 1., 1., 1.), priors=boxes if anchor_angles else Upright()),
+        assign=assign or partial(max_iou, positive=.5, negative=.4, low_quality=0.), match=match,
+        charge=charge_of(box_loss, boxes, box_weight),
+        cut=cut or Cut(nms=.5))

@@ -19,7 +19,7 @@ def octave_scales(base: float = 4., per_octave: int = 3) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """Upright anchors over a pyramid.
+    """Anchors over a pyramid: upright `xyxy`, or `cxcywhr` where `angles` are given.
 
     Levels in the order of `strides`; within a level rows, then columns, then anchors of a cell (ratios outer, scales inner)."""
 
@@ -27,11 +27,12 @@ class AnchorGrid:
     scales: tuple[float, ...] = (8.,)                 # anchor size in strides
     ratios: tuple[float, ...] = (1.,)                 # height / width
     centre_offset: float = 0.                         # in strides; 0.5 puts centres in the middle of cells
+    angles: tuple[float, ...] = ()                    # radians clockwise; with any, anchors are rotated boxes, turned copies innermost
 
     @property
     def per_place(self) -> int:
         "Anchors at every cell."
-        return len(self.scales) * len(self.ratios)
+        return len(self.scales) * len(self.ratios) * max(1, len(self.angles))
 
     def shapes(self, stride: int) -> Tensor:
         "Widths and heights of one cell's anchors, `[K, 2]` pixels."
@@ -40,12 +41,20 @@ class AnchorGrid:
         return torch.stack([(scales / root[:, None]).flatten(), (scales * root[:, None]).flatten()], -1)
 
     def level(self, stride: int, height: int, width: int, device=None) -> Tensor:
-        "Anchors `xyxy` of one level of `height` x `width` cells, `[height * width * K, 4]`."
+        "Anchors of one level of `height` x `width` cells, `[height * width * K, 4 | 5]`."
         shift = self.centre_offset * stride
         y, x = (torch.arange(n, device=device) * stride + shift for n in (height, width))
         centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1).reshape(-1, 1, 2)
-        half = self.shapes(stride).to(centres.device) / 2
-        return torch.cat([centres - half, centres + half], -1).reshape(-1, 4)
+        sizes = self.shapes(stride).to(centres.device)
+        if self.angles:
+            return self._turned(centres, sizes)
+        return torch.cat([centres - sizes / 2, centres + sizes / 2], -1).reshape(-1, 4)
+
+    def _turned(self, centres: Tensor, sizes: Tensor) -> Tensor:
+        "`cxcywhr` of every cell `[P, 1, 2]`, shape `[K, 2]` and angle."
+        angles = torch.tensor(self.angles, device=centres.device)[:, None]
+        shape = torch.cat([sizes[:, None].expand(-1, len(angles), -1), angles.expand(len(sizes), -1, -1)], -1).flatten(0, 1)
+        return torch.cat([centres.expand(-1, len(shape), -1), shape.expand(len(centres), -1, -1)], -1).reshape(-1, 5)
 
     def __call__(self, shapes: list[tuple[int, int]], device=None) -> Priors:
         "`Priors` for feature maps of `shapes` [(height, width), ...]."
