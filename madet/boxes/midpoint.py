@@ -3,18 +3,18 @@
 # %% auto #0
 __all__ = ['touching', 'MidpointCoder']
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #63f76a5d
+# %% ../../nbs/boxes/07_midpoint.ipynb #70798e76
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #f5717c44
+# %% ../../nbs/boxes/07_midpoint.ipynb #36eafefc
 from .coders import DeltaCoder
 from .geometry import Rotated, Upright
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #61cf92f1
+# %% ../../nbs/boxes/07_midpoint.ipynb #1d00bc70
 def touching(corners: Tensor, tie: float = 0.1) -> tuple[Tensor, Tensor]:
     """x of the corner that touches the top side of the hull and y of the one on the right side, `[...]` each, from `corners` `[..., 4, 2]`.
 
@@ -24,7 +24,7 @@ def touching(corners: Tensor, tie: float = 0.1) -> tuple[Tensor, Tensor]:
     at_right = y.where(x.amax(-1, keepdim=True) - x <= tie, -torch.inf).amax(-1)
     return at_top, at_right
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #ff304ebc
+# %% ../../nbs/boxes/07_midpoint.ipynb #a0c1e047
 @dataclass(frozen=True)
 class MidpointCoder:
     """Turned boxes seen from upright anchors as six numbers: four deltas of the hull, two offsets on its top and right side.

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PIECE', 'rotated_roi_align', 'roi_align', 'level_of', 'pyramid_roi_align']
 
-# %% ../../nbs/nets/07_roi_align.ipynb #ddd1c8d9
+# %% ../../nbs/nets/07_roi_align.ipynb #a71474d1
 import math
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align as tv_roi_align
 
-# %% ../../nbs/nets/07_roi_align.ipynb #a49e23a7
+# %% ../../nbs/nets/07_roi_align.ipynb #1fcd87e0
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 
-# %% ../../nbs/nets/07_roi_align.ipynb #be798d33
+# %% ../../nbs/nets/07_roi_align.ipynb #abf874d5
 def _points(boxes: Tensor, size: tuple[int, int], ratio: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where boxes `cxcywhr` `[K, 5]` (cells, radians clockwise) are read: x, y `[N]`, the box of each point `[N]`, points in a bin of each box `[K]`.
 
@@ -39,7 +39,7 @@ def _starts(counts: Tensor) -> Tensor:
     "Where each group begins when groups of these sizes stand in a row."
     return counts.cumsum(0) - counts
 
-# %% ../../nbs/nets/07_roi_align.ipynb #548062d9
+# %% ../../nbs/nets/07_roi_align.ipynb #4608f60a
 def _between(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     "The two cells around each coordinate `[N, 2]`, their weights `[N, 2]`, and whether the coordinate counts at all `[N]`."
     seen = (at >= -1) & (at <= size)
@@ -63,7 +63,7 @@ def _bags(boxes: Tensor, image: Tensor, height: int, width: int, size: tuple[int
     starts = _starts(each)[:, None] * bins + torch.arange(bins, device=boxes.device) * each[:, None]
     return index.flatten(), weights.flatten(), (4 * starts).flatten().int()
 
-# %% ../../nbs/nets/07_roi_align.ipynb #3700984c
+# %% ../../nbs/nets/07_roi_align.ipynb #7679c3d4
 PIECE = 2**18   # points read at a time; about 30 MB of cells, weights and what makes them
 
 
@@ -109,7 +109,7 @@ def _read(rows: Tensor, boxes: Tensor, image: Tensor, shape: tuple[int, int], si
     index, weights, starts = _bags(boxes, image, *shape, size, ratio)
     return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
 
-# %% ../../nbs/nets/07_roi_align.ipynb #6a6c3de4
+# %% ../../nbs/nets/07_roi_align.ipynb #ff6fabd6
 def rotated_roi_align(features: Tensor, rois: Tensor, size: int | tuple[int, int] = 7, scale: float = 1., ratio: int = 2,
                       aligned: bool = True, clockwise: bool = True) -> Tensor:
     """Features `[B, C, H, W]` under turned boxes: `[K, C, h, w]`, in float32 at least, differentiable in the features.
@@ -141,7 +141,7 @@ def _refuse(features: Tensor, rois: Tensor, size: tuple[int, int], ratio: int) -
     if not bool(rois.isfinite().all()):
         raise BadInput("A roi holds nan or infinity; drop such boxes first.")
 
-# %% ../../nbs/nets/07_roi_align.ipynb #17d1969a
+# %% ../../nbs/nets/07_roi_align.ipynb #7ede08d4
 def roi_align(features: Tensor, image: Tensor, boxes: Tensor, geometry: Upright | Rotated = Upright(), size: int = 7, scale: float = 1.,
               ratio: int = 0) -> Tensor:
     "Features `[B, C, H, W]` under `boxes` `[K, dim]` (pixels) of `image` `[K]`: `[K, C, size, size]`; `scale` is 1 / stride, `ratio` as in `rotated_roi_align`."
@@ -153,7 +153,7 @@ def roi_align(features: Tensor, image: Tensor, boxes: Tensor, geometry: Upright 
         rois = torch.cat([image[:, None].to(kind), geometry.hull(boxes.detach()).to(kind)], 1)
         return tv_roi_align(features.to(kind), rois, (size, size), scale, ratio or -1, True)
 
-# %% ../../nbs/nets/07_roi_align.ipynb #0e9c0f55
+# %% ../../nbs/nets/07_roi_align.ipynb #b03881ad
 def level_of(areas: Tensor, levels: int, finest: float = 56.) -> Tensor:
     "The level, 0 the finest, for boxes of these areas (square pixels): int64 `[K]`; boxes below twice `finest` pixels go to level 0."
     return (areas.clamp(min=0).sqrt() / finest + 1e-6).log2().floor().clamp(0, levels - 1).long()
