@@ -27,7 +27,7 @@ def canonical(split: str) -> str:
 class Source:
     "One set of labels in a folder: `name` chooses it."
     name: str
-    format: str              # coco | voc | dota | rolabel
+    format: str              # coco | voc | dota | rolabel | dior | hrsc | hrsc-types
     files: list[Path]
     rotated: bool = False    # whether its boxes are turned
     rough: bool = False      # almost COCO: read only if nothing better lies there
@@ -45,9 +45,9 @@ class Layout:
 
 # %% ../../nbs/data/09_layout.ipynb #291c59dc
 def split_of(path: Path, root: Path) -> str | None:
-    "The split that a sub-folder name gives to a file (`train`, `train2017`), the innermost one counting."
+    "The split that a sub-folder name gives to a file (`train`, `train2017`, `JPEGImages-train`), the innermost one counting."
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[:-1]
-    words = (re.sub(r"(?<=[a-z])20\d\d$", "", part.lower()) for part in reversed(parts))
+    words = (re.sub(r"^jpegimages-|(?<=[a-z])20\d\d$", "", part.lower()) for part in reversed(parts))
     return next((word for word in words if word in SPLITS), None)
 
 
@@ -69,8 +69,9 @@ def _plain_folder(path: Path, root: Path) -> str:
     return "/".join(part for part in parts if part.lower() not in SPLITS)
 
 # %% ../../nbs/data/09_layout.ipynb #178daa6b
-_BESIDE = ("JPEGImages", "images", "Images", "image", "img", "imgs", "train2017", "val2017", "test2017", *SPLITS)
-_MASKS = re.compile("segmentation|stuffthingmaps|panoptic|masks?$", re.I)   # folders of painted masks
+_BESIDE = ("JPEGImages", "images", "Images", "image", "img", "imgs", "train2017", "val2017", "test2017", *SPLITS,
+           "AllImages", "JPEGImages-trainval", "JPEGImages-test")
+_MASKS = re.compile("segmentation|stuffthingmaps|panoptic|landmask|masks?$", re.I)   # folders of painted masks
 
 
 def look(path: Path) -> Layout:
@@ -82,10 +83,11 @@ def look(path: Path) -> Layout:
     files = _walk(path)
     layout = Layout(path, _pictures(files, path))
     beside = not layout.images
-    if beside: layout.images = _beside(path.parent)
-    labels = [file for file in files if file.suffix.lower() in (".xml", ".txt", ".json") and "ImageSets" not in file.parts[:-1]]
+    if beside: layout.images = _beside(path.parent) or _beside(path.parent.parent)
+    labels = [file for file in files if file.suffix.lower() in (".xml", ".txt", ".json") and "ImageSets" not in file.parts[:-1] and file.name != "sysdata.xml"]
     layout.sources, layout.foreign = _sources(labels, layout.images, path)
-    layout.lists = _lists(path) or (_lists(path.parent) if beside and layout.images else {})
+    layout.lists = _lists(path) or (_lists(path.parent) if layout.images and (beside or path.name == "FullDataSet") else {})
+    layout.lists = layout.lists or (_lists(path.parent.parent) if layout.images and beside else {})
     if not layout.images and not layout.sources:
         raise BadInput(f"{path} holds neither pictures ({' '.join(IMAGE_SUFFIXES[:5])} ...) nor labels (COCO .json, VOC or roLabelImg .xml, DOTA .txt); is it the right folder?")
     return layout
@@ -160,6 +162,7 @@ def _sources(labels: list[Path], images: list[Path], root: Path) -> tuple[list[S
         groups["coco", group] += sound
         strange += [file for file in files if file not in sound]
     groups = {key: files for key, files in groups.items() if files}
+    groups |= {("hrsc-types", (name.rpartition("/")[0] + "/types").strip("/")): files for (kind, name), files in groups.items() if kind == "hrsc"}
     if not groups and strange: groups = {("coco", group_of_json(strange[0], root)): strange[:1]}   # broken, most likely: reading it will say how
     return [_source(kind, name, files, list(groups)) for (kind, name), files in groups.items()], sorted(foreign)
 
@@ -168,7 +171,7 @@ def _source(kind: str, name: str, files: list[Path], groups: list) -> Source:
     short = name.rsplit("/")[-1]
     unique = sum(other.rsplit("/")[-1] == short for _, other in groups) == 1
     ends = _ends_of(files[0]) if kind == "coco" else ""
-    rotated = kind in ("dota", "rolabel") or _five_numbers(ends)
+    rotated = kind in ("dota", "rolabel", "dior", "hrsc", "hrsc-types") or _five_numbers(ends)
     rough = kind == "coco" and ('"filename"' in ends and '"file_name"' not in ends or not _LIST.search(ends))
     return Source((short if unique else name) or kind, kind, files, rotated, rough)
 
@@ -195,12 +198,15 @@ def _five_numbers(text: str) -> bool:
 
 
 def _xml_format(files: list[Path]) -> str:
-    return "rolabel" if any("<robndbox" in _ends_of(file) for file in files[:50]) else "voc"
+    "hrsc, dior, rolabel or voc, by a tag that only one of them has."
+    tags = {"<HRSC_Image": "hrsc", "<x_left_top": "dior", "<robndbox": "rolabel"}
+    starts = [_ends_of(file) for file in files[:50]]
+    return next((kind for tag, kind in tags.items() if any(tag in start for start in starts)), "voc")
 
 
 def _text_format(files: list[Path]) -> str | None:
     "dota, yolo or None, by the first lines; a set of empty files may be DOTA's."
-    lines = [line.split() for file in files[:50] for line in _ends_of(file).splitlines()[:4] if line.strip() and ":" not in line]
+    lines = [line.replace(",", " ").split() for file in files[:50] for line in _ends_of(file).splitlines()[:4] if line.strip() and ":" not in line]
     if not lines: return "dota" if files else None
     if any(len(fields) >= 9 and all(map(_number, fields[:8])) and not (len(fields) == 9 and _number(fields[8])) for fields in lines): return "dota"
     return "yolo" if any(len(fields) in (5, 9) and all(map(_number, fields)) for fields in lines) else None
@@ -211,6 +217,9 @@ def _number(field: str) -> bool:
     except ValueError: return False
 
 # %% ../../nbs/data/09_layout.ipynb #fadcb031
+_TURNED = ("rolabel", "dior", "hrsc", "hrsc-types", "dota")
+
+
 def choose(layout: Layout, labels: str | None = None, geometry: Upright | Rotated | None = None) -> Source:
     "The set of labels to read, by name (or format) or by what suits the geometry."
     sources = layout.sources
@@ -218,13 +227,14 @@ def choose(layout: Layout, labels: str | None = None, geometry: Upright | Rotate
         hint = f"; it has labels in {' and '.join(layout.foreign)} format, which madet does not read, convert them" if layout.foreign else ""
         raise BadInput(f"{layout.root} holds {len(layout.images)} pictures but no labels (COCO .json, VOC or roLabelImg .xml, DOTA .txt){hint or '; add them, or use the folder as --unlabelled'}.")
     if labels is not None:
-        named = [source for source in sources if labels.lower() in (source.name.lower(), str(source.files[0].parent.name).lower())]
+        named = [source for source in sources if source.name.lower() == labels.lower()]
+        named = named or [source for source in sources if source.files[0].parent.name.lower() == labels.lower()]
         named = named or [source for source in sources if source.format == labels.lower()]
         if len(named) != 1: raise BadInput(f"{layout.root} has no labels called {labels!r}; choose one of {listed(sources)}.")
         return named[0]
     if isinstance(geometry, Rotated):
-        return min(sources, key=lambda s: (not s.rotated, s.rough, ("rolabel", "dota", "coco", "voc").index(s.format), s.name))
-    return min(sources, key=lambda s: (s.rotated, s.rough, ("coco", "voc", "rolabel", "dota").index(s.format), s.name != "instances", s.name))
+        return min(sources, key=lambda s: (not s.rotated, s.rough, (*_TURNED, "coco", "voc").index(s.format), s.name))
+    return min(sources, key=lambda s: (s.rotated, s.rough, ("coco", "voc", *_TURNED).index(s.format), s.name != "instances", s.name))
 
 
 def listed(sources: list[Source]) -> str:

@@ -27,7 +27,7 @@ def add(subparsers):
     show.add_argument("--count", type=int, default=12, metavar="N", help="pictures on the page; 0 draws none (default: 12)")
     check = commands.add_parser("check", description="As show, without a page; exit 1 where anything is wrong.")
     _add_folder(check)
-    convert = commands.add_parser("convert", description="Write a data set as COCO, VOC or DOTA.")
+    convert = commands.add_parser("convert", description="Write a data set in another format.")
     _add_folder(convert)
     convert.add_argument("--to", choices=writers.FORMATS, required=True, help="format to write")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
@@ -41,7 +41,7 @@ def add(subparsers):
 
 def _add_folder(parser):
     "The options of every command that reads a folder."
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a COCO folder or JSON, a VOC, DOTA or roLabelImg folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a COCO folder or JSON, a VOC, DOTA, roLabelImg, HRSC2016 or DIOR-R folder")
     parser.add_argument("--labels", metavar="NAME", help="which labels, where a folder has several")
     parser.add_argument("--ignore-class", action="append", default=[], metavar="NAME", help="take objects of this class as ignored (may be repeated)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
