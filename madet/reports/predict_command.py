@@ -64,10 +64,18 @@ def look(model, path, image_size, threshold):
 
 
 def entry(path, image, result, classes, drawn):
-    "What the document says about one picture."
-    rows = zip(result["boxes"].tolist(), result["scores"].tolist(), result["labels"].tolist())
+    "What the document says about one picture; a rotated box has five numbers (centre, width, height in pixels, radians clockwise) and its corners as `polygon`."
+    rows = zip(result["boxes"].double(), result["scores"].tolist(), result["labels"].tolist())
     return {"image": str(path), "width": image.shape[-1], "height": image.shape[-2], "drawn": str(drawn),
-            "detections": [{"class": classes[label], "label": label, "score": round(score, 5), "box": [round(v, 2) for v in box]} for box, score, label in rows]}
+            "detections": [{"class": classes[label], "label": label, "score": round(score, 5), **_numbers(box)} for box, score, label in rows]}
+
+
+def _numbers(box):
+    "The box as it is written: pixels with two decimals, an angle with five."
+    numbers = {"box": [round(v, 2) for v in box[:4].tolist()] + [round(v, 5) for v in box[4:].tolist()]}
+    if len(box) == 4: return numbers
+    from madet.boxes.geometry import Rotated
+    return numbers | {"polygon": [round(v, 2) for v in Rotated().corners(box).flatten().tolist()]}
 
 
 def run(args):

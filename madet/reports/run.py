@@ -7,12 +7,11 @@ __all__ = ['asked', 'telling', 'train_run', 'first', 'draw', 'given']
 import os
 from pathlib import Path
 
-from ..metrics.coco import coco_score, record_truths
 from .driver import follow_launcher
-from .methods import detector_from, recipe_of
+from .methods import detector_from, geometry_of, recipe_of
 from .pictures import PICTURES, draw_run
 from ..training.distributed import pick_device, share_cores
-from ..training.evaluate import detect, views_of
+from ..training.evaluate import detect, score_of, views_of
 from ..training.folder import read_json
 from ..training.run import open_parts, run
 from ..training.watch import read_log
@@ -50,7 +49,7 @@ def train_run(flat, out, resume=False, device="", tensorboard=False, stream=None
     scale, method, recipe, own, names = asked(flat, out, resume)
     if scale == "thimble": share_cores(10 ** 6)
     metrics = run(recipe, own, telling(method.build), out, scale, resume, names, device or ("cpu" if scale == "thimble" else ""),
-                  tensorboard=tensorboard, stream=stream, conclude=lambda: draw(out, device or "cpu"))
+                  geometry=geometry_of, tensorboard=tensorboard, stream=stream, conclude=lambda: draw(out, device or "cpu"))
     if first() and not all((Path(out) / name).exists() for name in PICTURES): draw(out, device or "cpu")
     return metrics
 
@@ -62,14 +61,12 @@ def first():
 
 def draw(out, device="", most=1000):
     "Draw the pictures of a finished run from its best weights, on at most `most` images of the test set; gives their paths."
-    model, recipe, classes = detector_from(out)
+    model, recipe, _ = detector_from(out)
     test = open_parts(recipe, model.boxes)["test"]
     model.to(pick_device(device))
     chosen = range(0, len(test), -(-len(test) // most))
     found = detect(model, test, views := views_of(recipe), 8 if len(views) == 1 else 1, indices=list(chosen))
-    seen = {one["image_id"] for one in found}
-    scored = coco_score(record_truths(r for r in test.records if r.image_id in seen), found, classes)
-    return draw_run(out, found, test, scored, read_log(Path(out) / "log.jsonl"))
+    return draw_run(out, found, test, score_of(test, found), read_log(Path(out) / "log.jsonl"))
 
 # %% ../../nbs/reports/01_run.ipynb #12f3c772
 def given(names):
