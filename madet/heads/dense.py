@@ -21,6 +21,7 @@ from ..boxes.geometry import Rotated, Upright
 from ..losses.boxes import giou_loss, iou_loss, l1_loss, smooth_l1_loss
 from ..losses.focal import binary_cross_entropy, sigmoid_focal
 from ..losses.reduce import mean_over_ranks
+from ..losses.rotated import KINDS, compare, rotated_loss, usual_weight
 from ..nets.anchors import AnchorGrid
 
 # %% ../../nbs/heads/03_dense.ipynb #cf6408eb
@@ -39,7 +40,7 @@ class Charge:
     gamma: float = 2.
 
 
-OVERLAPS = {"giou": None, "iou": "linear", "iou_square": "square", "iou_log": "log"}   # name of a box loss -> kind of `iou_loss`
+OVERLAPS = ("giou", *KINDS)      # names of box losses that are one minus some overlap, or its logarithm
 
 
 def overlap_loss(boxes: Upright | Rotated) -> Callable:
@@ -49,14 +50,12 @@ def overlap_loss(boxes: Upright | Rotated) -> Callable:
 
 def charge_of(name: str, boxes: Upright | Rotated, weight: float | None = None, **shared) -> Charge:
     """The charge with the box loss `name`: l1, smooth_l1 (on regressed values), giou, iou, iou_square, iou_log, or one that only rotated
-    boxes have (`losses.rotated`). `weight` None: the loss's usual one; `shared`: further fields of `Charge`."""
+    boxes have (`losses.rotated`: gwd, kld, kfiou, probiou ...). `weight` None: the loss's usual one; `shared`: further fields of `Charge`."""
     if name in ("l1", "smooth_l1"):
         loss = l1_loss if name == "l1" else partial(smooth_l1_loss, beta=.11)
         return Charge(loss, encoded=True, box_weight=1. if weight is None else weight, **shared)
-    if name in OVERLAPS:
-        loss = partial(iou_loss, geometry=boxes, kind=OVERLAPS[name]) if OVERLAPS[name] else overlap_loss(boxes)
-        return Charge(loss, box_weight=1. if weight is None else weight, **shared)
-    from madet.losses.rotated import rotated_loss, usual_weight
+    if name == "giou":
+        return Charge(overlap_loss(boxes), box_weight=1. if weight is None else weight, **shared)
     return Charge(rotated_loss(name, boxes), box_weight=usual_weight(name) if weight is None else weight, **shared)
 
 # %% ../../nbs/heads/03_dense.ipynb #9b1ff169
@@ -144,7 +143,7 @@ class DenseHead(nn.Module):
         if charge.encoded:
             each = charge.box_loss(raw, self.coder.encode(start, target.boxes))
         else:
-            each = charge.box_loss(self.coder.decode(start, raw), target.boxes)
+            each = compare(charge.box_loss, self.coder.decode(start, raw), target.boxes, lambda: (raw, self.coder.encode(start, target.boxes)))
         each = each if each.ndim == 1 else each.sum(-1)
         if charge.by_quality:
             each, divisor = each * central, self._shared(central.sum()).clamp(min=1)

@@ -53,7 +53,7 @@ class Recipe:
 def comments(kind) -> dict:
     """The comment beside each field of a dataclass, by name; empty where the source is not at hand."""
     try:
-        lines = inspect.getsource(kind).splitlines()
+        lines = [line for one in reversed(kind.__mro__[:-1]) for line in inspect.getsource(one).splitlines()]
     except (OSError, TypeError):
         return {}
     found = (re.match(r"\s+(\w+): [^#]*#\s*(.+)", line) for line in lines)

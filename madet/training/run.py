@@ -81,6 +81,7 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
     build:    (recipe, own, num_classes) -> detector
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: everything counts as typed)
     minutes:  length of a run that has neither steps nor epochs
+    geometry: the kind of box to train on, or a function (own) -> geometry
     conclude: called without arguments before metrics.json is written, so that a finished run has what it makes (pictures);
               with several processes the caller does it afterwards, on one of them
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
@@ -97,7 +98,7 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
         if recipe.total_batch % world():
             raise BadInput(f"--total-batch {recipe.total_batch} cannot be shared by {world()} processes; choose a multiple of {world()}")
 
-        parts = open_parts(recipe, geometry)
+        parts = open_parts(recipe, geometry(own) if callable(geometry) else geometry)
         seed_everything(recipe.seed)
         model = build(recipe, own, len(parts["train"].classes))
         model.classes = tuple(parts["train"].classes)
