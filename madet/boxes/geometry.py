@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import overlap, upright
-from .nms import hard_nms, soft_nms, upright_nms
+from .nms import soft_nms, upright_nms
+from .rotated_nms import rotated_nms, rotated_soft_nms
 
 # %% ../../nbs/boxes/02_geometry.ipynb #9e71f2a2
 def move_points(points: Tensor, matrix: Tensor) -> Tensor:
@@ -274,9 +275,10 @@ class Rotated:
             soft: str | None = None, sigma: float = 0.5, min_score: float = 1e-3) -> tuple[Tensor, Tensor]:
         "Indices kept, by falling score, and their scores; `labels` keep classes apart; `soft` is linear, gaussian or naive."
         if soft is None:
-            keep = hard_nms(boxes, scores, threshold, self.iou, labels)
+            keep = rotated_nms(boxes, scores, threshold, labels)
             return keep, scores[keep]
-        return soft_nms(boxes, scores, threshold, self.iou, labels, soft, sigma, min_score)
+        found = rotated_soft_nms(boxes, scores, threshold, labels, soft, sigma, min_score)
+        return soft_nms(boxes, scores, threshold, self.iou, labels, soft, sigma, min_score) if found is None else found
 
 # %% ../../nbs/boxes/02_geometry.ipynb #39c12c5d
 def _smallest_rectangles(quads: Tensor) -> Tensor:
