@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/metrics/dota.html.md"""
 
 # %% auto #0
 __all__ = ['DEVKIT', 'MMROTATE', 'ELEVEN', 'WRITTEN', 'FAINT', 'as_quads', 'overlap_quads', 'dota_pairs', 'dota_score', 'plain',
-           'usual_mode', 'dota_truths', 'start_point', 'write_task1', 'read_task1']
+           'usual_mode', 'dota_truths', 'start_point', 'write_task1', 'label_of', 'read_task1']
 
 # %% ../../nbs/metrics/04_dota.ipynb #d57410cb
 import math
@@ -151,16 +151,24 @@ def _rows(path):
     rows = [_row(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     return [] if len(rows) == 1 and rows[0][1] <= FAINT else rows
 
+def label_of(name, classes):
+    "The label of a class name in the list `classes`, as it is spelled, else capitals aside; a new one is appended to the list."
+    if name not in classes:
+        name = next((c for c in classes if c.lower() == name.lower()), name)
+        if name not in classes: classes.append(name)
+    return classes.index(name)
+
 def read_task1(folder, classes=None):
     """(results, classes) of a folder of `Task1_<class>.txt`: dicts image_id, boxes [N, 8], scores, labels, one for each image.
 
-    `classes`: names in label order, None: those of the files, sorted; a file of another class is added behind them. BadInput names file and line."""
+    `classes`: names in label order, None: those of the files, sorted; a file of another class is added behind them (capitals aside: mmrotate
+    writes DIOR-R's names small). BadInput names file and line."""
     paths = {p.stem.removeprefix("Task1_"): p for p in sorted(Path(folder).glob("Task1_*.txt"))}
     if not paths: raise BadInput(f"{folder} holds no Task1_<class>.txt; give the folder of the class files (unpack the zip file first)")
-    classes = [*(classes or []), *(name for name in paths if name not in (classes or []))]
-    images = {}
+    classes, images = list(classes or []), {}
     for name, path in paths.items():
-        for image, score, corners in _rows(path): images.setdefault(image, []).append((corners, score, classes.index(name)))
+        label = label_of(name, classes)
+        for image, score, corners in _rows(path): images.setdefault(image, []).append((corners, score, label))
     def one(image, rows):
         boxes, scores, labels = zip(*rows)
         return dict(image_id=image, boxes=np.array(boxes), scores=np.array(scores), labels=np.array(labels))

@@ -198,9 +198,8 @@ def rotated_json(path, classes, categories):
         missing = [key for key in ("image_id", "bbox", "score") if key not in entry] if isinstance(entry, dict) else ["image_id", "bbox", "score"]
         if missing: raise BadInput(f"{where} lacks {', '.join(missing)}; a detection has image_id, class or category_id, bbox and score")
         if not isinstance(entry["score"], (int, float)) or not math.isfinite(entry["score"]): raise BadInput(f"{where}: score {entry['score']!r} is not a finite number; remove or repair the entry")
-        name = _class_of(entry, categories, where)
-        if name not in classes: classes.append(name)
-        images.setdefault(entry["image_id"], []).append((_turned(entry["bbox"], where), float(entry["score"]), classes.index(name)))
+        label = dota.label_of(_class_of(entry, categories, where), classes)
+        images.setdefault(entry["image_id"], []).append((_turned(entry["bbox"], where), float(entry["score"]), label))
     return [dict(zip(("boxes", "scores", "labels"), map(list, zip(*mine))), image_id=image) for image, mine in images.items()], classes
 
 def score_dota(args):
@@ -209,7 +208,8 @@ def score_dota(args):
     if not Path(args.results).exists(): raise BadInput(f"{args.results} does not exist; check the path")
     if Path(args.results).is_dir(): results, classes = dota.read_task1(args.results, known)
     else: results, classes = rotated_json(args.results, known, coco.category_names(read_json(args.truth)["categories"]) if Path(args.truth).is_file() else {})
-    if extra := classes[len(known):]: print(f"note: the truth has no {', '.join(extra)}; detections of it count in no score", file=sys.stderr)
+    extra = [name for c, name in enumerate(classes) if c >= len(known) and any(c in one["labels"] for one in results)]
+    if extra: print(f"note: the truth has no {', '.join(extra)}; detections of it count in no score", file=sys.stderr)
     for one in results:
         if str(one["image_id"]) not in names: raise BadInput(f"{args.results}: detections for image {one['image_id']!r}, which {args.truth} does not have; score them against the truth of the same images")
     results = [one | dict(image_id=names[str(one["image_id"])]) for one in results]
