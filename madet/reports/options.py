@@ -11,7 +11,8 @@ from ..training.recipe import Recipe, comments
 
 # %% ../../nbs/reports/13_options.ipynb #6d86db47
 GROUPS = {
-    "data": ("data", "labels", "ignore_class", "level", "unlabelled", "image_size", "train_sizes", "test_sizes", "workers"),
+    "data": ("data", "labels", "ignore_class", "level", "unlabelled", "learn_difficult", "image_size", "train_sizes",
+             "test_sizes", "flips", "turns", "workers"),
     "network": ("method", "backbone", "weights"),
     "learning": ("total_batch", "accumulate", "optimizer", "lr", "lr_batch", "weight_decay", "clip_norm", "schedule", "warmup", "milestones",
                  "precision", "ema"),

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'CALLED', 'CHOICES', 'AT_LEAST', 'SCALES', 'Recipe', 'comments', 'merge', 'from_flat', 'convert', 'typed',
-           'image_sides', 'words_of', 'one_or_range', 'train_sides', 'scored_sides', 'milestone_list', 'check',
-           'read_options', 'make_recipe', 'scaled_lr']
+           'image_sides', 'words_of', 'one_or_range', 'train_sides', 'scored_sides', 'turning', 'milestone_list',
+           'check', 'read_options', 'make_recipe', 'scaled_lr']
 
 # %% ../../nbs/training/00_recipe.ipynb #18c3be10
 import difflib
@@ -41,6 +41,9 @@ class Recipe:
     image_size: str = "96"      # pixels: the long side, or long x short as in 1333x800
     train_sizes: str = ""       # sizes to draw from, 1333x640,1333x800 or 1333x640-800; "" = image_size
     test_sizes: str = ""        # sizes to score the test set at, merged: 1333x640,1333x800,flip; "" = image_size
+    flips: str = "horizontal"   # mirrored training images: none, horizontal (half of them), all (a quarter each way)
+    turns: str = ""             # degrees to turn half of the training images by: 30,60,90 or -180..180; "" = none
+    learn_difficult: int = 0    # highest difficulty that is learned, 1 or 2 in DOTA; objects above it are ignored
     precision: str = "fp32"     # fp32 or bf16 (geometry and losses stay fp32)
     ema: float = 0.0            # decay of the averaged weights a step; 0 = none
     eval_every: int = 0         # steps; 0 = at the end only, -1 = once an epoch
@@ -111,9 +114,9 @@ def typed(flat, *kinds) -> dict:
 
 # %% ../../nbs/training/00_recipe.ipynb #8e33e226
 CHOICES = {"level": ("easy", "standard", "hard"), "optimizer": ("sgd", "adamw"), "precision": ("fp32", "bf16"),
-           "schedule": ("constant", "step", "cosine", "onecycle")}
+           "schedule": ("constant", "step", "cosine", "onecycle"), "flips": ("none", "horizontal", "all")}
 AT_LEAST = {"total_batch": 1, "accumulate": 1, "lr_batch": 1, "log_every": 1, "save_every": 1, "eval_every": -1,
-            "steps": 0, "epochs": 0, "warmup": 0, "workers": 0, "weight_decay": 0, "clip_norm": 0, "seed": 0}
+            "steps": 0, "epochs": 0, "warmup": 0, "workers": 0, "weight_decay": 0, "clip_norm": 0, "seed": 0, "learn_difficult": 0}
 
 
 def image_sides(text) -> tuple:
@@ -164,6 +167,24 @@ def scored_sides(recipe) -> tuple:
                        "images as well (1333x640,1333x800,flip)") from None
 
 
+def turning(text) -> tuple:
+    """`"30,60,90"` -> ((30, 60, 90), False, ()), `"-180..180"` -> ((-180, 180), True, ()): degrees, whether any between them, and
+    the classes whose images are turned by right angles only (`right:storage-tank` among the words)."""
+    words = [word.strip() for word in str(text).split(",") if word.strip()]
+    right = tuple(word.removeprefix("right:") for word in words if word.startswith("right:"))
+    angles = [word for word in words if not word.startswith("right:")]
+    ends = angles[0].split("..") if len(angles) == 1 else []
+    between = len(ends) == 2
+    try:
+        degrees = tuple(float(word) for word in (ends if between else angles))
+        if not all(-360 <= angle <= 360 for angle in degrees) or (between and degrees[0] >= degrees[1]) or (right and not degrees):
+            raise ValueError
+    except ValueError:
+        raise BadInput(f"--turns is {text!r}; write degrees with commas between (30,60,90) or a range, the smaller end first (-180..180), and "
+                       "right:CLASS for a class whose images are turned by right angles only") from None
+    return degrees, between, right
+
+
 def milestone_list(text) -> list:
     """`"8,11"` -> [8.0, 11.0], rising and above 0."""
     try:
@@ -187,7 +208,7 @@ def check(recipe):
         raise BadInput(f"--lr is {recipe.lr}; it has to be above 0")
     if not 0 <= recipe.ema < 1:
         raise BadInput(f"--ema is {recipe.ema}; a decay lies between 0 (off) and 1, typically 0.999")
-    image_sides(recipe.image_size), train_sides(recipe), scored_sides(recipe), milestone_list(recipe.milestones)
+    image_sides(recipe.image_size), train_sides(recipe), scored_sides(recipe), milestone_list(recipe.milestones), turning(recipe.turns)
 
 # %% ../../nbs/training/00_recipe.ipynb #043aaaba
 def read_options(words, *kinds) -> dict:
