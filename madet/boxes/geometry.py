@@ -260,10 +260,10 @@ class Rotated:
         if self.version == "oc":
             offset = (angles - start) % math.pi
             swap = offset >= math.pi / 2
-            angles = start + offset - swap * (math.pi / 2)
+            angles = start + offset - swap.to(angles) * (math.pi / 2)
         else:
             swap = sizes[..., :1] < sizes[..., 1:]
-            angles = (angles + swap * (math.pi / 2) - start) % math.pi + start
+            angles = (angles + swap.to(angles) * (math.pi / 2) - start) % math.pi + start
         return self.build(centres, torch.where(swap, sizes.flip(-1), sizes), angles)
 
     def wrap(self, angles: Tensor) -> Tensor:
