@@ -3,18 +3,18 @@
 # %% auto #0
 __all__ = ['touching', 'MidpointCoder']
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #70798e76
+# %% ../../nbs/boxes/07_midpoint.ipynb #3da84f60
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #36eafefc
+# %% ../../nbs/boxes/07_midpoint.ipynb #c87dcd26
 from .coders import DeltaCoder
 from .geometry import Rotated, Upright
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #1d00bc70
+# %% ../../nbs/boxes/07_midpoint.ipynb #76d7820e
 def touching(corners: Tensor, tie: float = 0.1) -> tuple[Tensor, Tensor]:
     """x of the corner that touches the top side of the hull and y of the one on the right side, `[...]` each, from `corners` `[..., 4, 2]`.
 
@@ -24,7 +24,7 @@ def touching(corners: Tensor, tie: float = 0.1) -> tuple[Tensor, Tensor]:
     at_right = y.where(x.amax(-1, keepdim=True) - x <= tie, -torch.inf).amax(-1)
     return at_top, at_right
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #a0c1e047
+# %% ../../nbs/boxes/07_midpoint.ipynb #d76ff62d
 @dataclass(frozen=True)
 class MidpointCoder:
     """Turned boxes seen from upright anchors as six numbers: four deltas of the hull, two offsets on its top and right side.
@@ -36,6 +36,7 @@ class MidpointCoder:
     means: tuple[float, ...] = (0.,) * 6
     stds: tuple[float, ...] = (1., 1., 1., 1., .5, .5)
     max_ratio: float = 1000 / 16      # largest stretch of a side in one step
+    own_range: bool = True            # write boxes in the geometry's own range; off: an upright box keeps angle 0
     priors = Upright()
 
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
@@ -52,7 +53,8 @@ class MidpointCoder:
         centre, sides, _ = self.priors.parts(self._hulls.decode(priors, values[..., :4]))
         half, offset = sides / 2, values[..., 4:].clamp(-.5, .5) * sides
         top, right = torch.stack([offset[..., 0], -half[..., 1]], -1), torch.stack([half[..., 0], offset[..., 1]], -1)
-        return self.boxes.normalise(self.boxes.build(centre, *_rectangle(top, right)))
+        boxes = self.boxes.build(centre, *_rectangle(top, right))
+        return self.boxes.normalise(boxes) if self.own_range else boxes
 
     @property
     def _hulls(self) -> DeltaCoder:
@@ -64,5 +66,5 @@ def _rectangle(top: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     long = [v.norm(dim=-1, keepdim=True).clamp(min=1e-6) for v in (top, right)]
     longest = torch.maximum(*long)
     top, right = (v * (longest / n) for v, n in zip((top, right), long))
-    along = right - top
-    return torch.cat([along.norm(dim=-1, keepdim=True), (right + top).norm(dim=-1, keepdim=True)], -1), torch.atan2(along[..., 1:], along[..., :1])
+    along = right + top
+    return torch.cat([along.norm(dim=-1, keepdim=True), (right - top).norm(dim=-1, keepdim=True)], -1), torch.atan2(along[..., 1:], along[..., :1])
