@@ -7,11 +7,13 @@ __all__ = ['OVERLAPS', 'Charge', 'overlap_loss', 'charge_of', 'Predictions', 'De
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
 from ..boxes.coders import DeltaCoder, DistanceCoder
+from ..boxes.errors import BadInput
 from ..boxes.priors import Priors
 from .detect import Cut, candidates, suppress
 from .interaction import Interaction
@@ -88,6 +90,8 @@ class DenseHead(nn.Module):
         super().__init__()
         self.num_classes, self.grid, self.coder, self.assign, self.charge = num_classes, grid, coder, assign, charge
         self.match, self.centerness_in, self.cut = match, centerness_in, cut
+        if "encoded" in signature(charge.box_loss).parameters and not isinstance(coder, DeltaCoder):
+            raise BadInput("this box loss compares shifts from an anchor (KFIoU does), which regression from a point has not; choose start box, or another loss.")
         self.class_tower, self.box_tower = Tower(channels, depth, norm), Tower(channels, depth, norm)
         places = grid.per_place
         self.class_out = nn.Conv2d(channels, places * num_classes, 3, padding=1)
