@@ -89,7 +89,7 @@ def look(path: Path) -> Layout:
     layout.lists = _lists(path) or (_lists(path.parent) if layout.images and (beside or path.name == "FullDataSet") else {})
     layout.lists = layout.lists or (_lists(path.parent.parent) if layout.images and beside else {})
     if not layout.images and not layout.sources:
-        raise BadInput(f"{path} holds neither pictures ({' '.join(IMAGE_SUFFIXES[:5])} ...) nor labels (COCO .json, VOC or roLabelImg .xml, DOTA .txt); is it the right folder?")
+        raise BadInput(f"{path} holds neither pictures ({' '.join(IMAGE_SUFFIXES[:5])} ...) nor labels (COCO .json, VOC, roLabelImg, DIOR-R or HRSC2016 .xml, DOTA .txt); is it the right folder?")
     return layout
 
 
@@ -225,7 +225,7 @@ def choose(layout: Layout, labels: str | None = None, geometry: Upright | Rotate
     sources = layout.sources
     if not sources:
         hint = f"; it has labels in {' and '.join(layout.foreign)} format, which madet does not read, convert them" if layout.foreign else ""
-        raise BadInput(f"{layout.root} holds {len(layout.images)} pictures but no labels (COCO .json, VOC or roLabelImg .xml, DOTA .txt){hint or '; add them, or use the folder as --unlabelled'}.")
+        raise BadInput(f"{layout.root} holds {len(layout.images)} pictures but no labels (COCO .json, VOC, roLabelImg, DIOR-R or HRSC2016 .xml, DOTA .txt){hint or '; add them, or use the folder as --unlabelled'}.")
     if labels is not None:
         named = [source for source in sources if source.name.lower() == labels.lower()]
         named = named or [source for source in sources if source.files[0].parent.name.lower() == labels.lower()]

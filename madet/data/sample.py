@@ -98,7 +98,7 @@ class Dataset:
     classes: tuple[str, ...]
     geometry: Upright | Rotated
     name: str = ""
-    format: str = ""           # coco | voc | dota | rolabel | images | embedded
+    format: str = ""           # coco | voc | dota | rolabel | dior | hrsc | hrsc-types | images | embedded
     split: str = ""
     defects: list[Defect] = field(default_factory=list)
     said: list[str] = field(default_factory=list)      # what was found out and decided, one sentence each
