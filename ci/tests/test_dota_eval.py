@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from madet.boxes.geometry import Rotated
+from madet.boxes.geometry import Rotated, Upright
 from madet.data.embedded import embedded
 from madet.data.folder import open_data
 from madet.data.writers import write_folder
 from madet.metrics.dota import DEVKIT, MMROTATE, as_quads, dota_pairs, dota_score, read_task1, start_point, write_task1
+from madet.metrics.errors import ap_at, gains, sort_all
+from madet.metrics.slices import slice_scores
 from madet.metrics.voc import score_pairs
 from madet.reports.cli import main
 
@@ -207,3 +209,37 @@ def test_five_hundred_tiles_take_seconds():
     start = time.perf_counter()
     dota_score([t for t, _ in tiles], [r for _, r in tiles], [str(c) for c in range(15)])
     assert time.perf_counter() - start < 5
+
+
+def upright_scenes(count=40):
+    """Upright truth and detections, and the same as rotated boxes of angle 0 or a quarter turn."""
+    pairs = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        size, corner = np.exp(rng.normal(3, .6, (6, 2))), rng.uniform(0, 90, (6, 2))
+        boxes, labels = np.concatenate([corner, corner + size], 1), rng.integers(0, 3, 6)
+        again = rng.integers(0, 6, 9)
+        moved = boxes[again] + rng.normal(0, 2, (9, 1))
+        truth = dict(image_id=seed, boxes=torch.tensor(boxes), labels=torch.tensor(labels), ignore=torch.tensor(rng.random(6) < .15))
+        pairs.append((truth, dict(image_id=seed, boxes=torch.tensor(moved), labels=torch.tensor(labels[again]), scores=torch.tensor(rng.permutation(900 * count)[:9] / 1000))))
+    return pairs
+
+
+def as_rotated(one, quarter):
+    x1, y1, x2, y2 = one["boxes"].unbind(-1)
+    sides = (y2 - y1, x2 - x1) if quarter else (x2 - x1, y2 - y1)
+    return dict(one, boxes=torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, *sides, torch.full_like(x1, math.pi / 2 * quarter)], -1))
+
+
+@pytest.mark.parametrize("quarter", [False, True])
+def test_slices_and_mistakes_of_upright_boxes_are_the_same_under_both_geometries(quarter):
+    pairs = upright_scenes()
+    truths, results = [t for t, _ in pairs], [r for _, r in pairs]
+    turned = [as_rotated(t, quarter) for t in truths], [as_rotated(r, quarter) for r in results]
+    plain, other = slice_scores(truths, results, CLASSES[:3]), slice_scores(*turned, CLASSES[:3], Rotated())
+    assert plain.keys() == other.keys() and all(one["objects"] > 0 for one in plain.values())
+    for name, one in plain.items(): assert abs(one["AP"] - other[name]["AP"]) < 1e-9 and one["objects"] == other[name]["objects"]
+    ours, theirs = sort_all(*turned, Rotated()), sort_all(truths, results, Upright())
+    for a, b in zip(ours, theirs): assert (a["kind"] == b["kind"]).all() and (a["points_at"] == b["points_at"]).all() and np.allclose(a["iou"], b["iou"], atol=1e-6)
+    price = gains(ours, CLASSES[:3], ap_at(mode="area"))
+    assert abs(price["AP"] - dota_score(*turned, CLASSES[:3], mode="area")["AP50"]) < 1e-12 and price["gains"]["missed"] > 0
