@@ -103,7 +103,7 @@ class Torchvision:
 # %% ../../nbs/reports/00_methods.ipynb #211bb4f1
 CHOICES = {"assigner": ("own", "atss", "max_iou", "fcos", "mutual"), "interaction": ("none", "shared", "separate"), "branches": ("both", "anchor", "point"),
            "box_weights": ("exp", "ratio", "uniform"), "quality": ("iou", "centerness"), "start": ("own", "box", "point"), "head_norm": ("own", "gn", "none"),
-           "box_loss": ("own", "l1", "smooth_l1", "giou", "iou", "iou_square", "iou_log", "gwd", "kld", "kfiou", "probiou"),
+           "box_loss": ("own", "l1", "smooth_l1", "giou", "iou", "iou_square", "iou_log", "gwd", "kld", "v1_kld", "kfiou", "probiou"),
            "rpn_assigner": ("own", "atss", "max_iou"), "rpn_loss": ("own", "l1", "smooth_l1"), "angle_version": ("le90", "le135", "oc"), "refit": ("own", "min_area", "edges"), "match": ("own", "hull"), "centerness": ("own", "true", "false"), "level_scale": ("own", "true", "false")}
 HABITS = {"inside_box": "inside_box", "box_loss": "box_loss", "centerness": "centerness", "level_scale": "scales"}  # field -> argument of atss_head
 
@@ -304,7 +304,8 @@ def same_norm(model, recipe, tensors):
     from madet.nets.res2net import res2net
     from madet.nets.resnet import resnet
     holder, name = (model, "backbone") if hasattr(model, "backbone") else (model.model.backbone, "body")
-    setattr(holder, name, (res2net if recipe.backbone.startswith("res2net") else resnet)(recipe.backbone, None, norm="bn_frozen_stats"))
+    make = res2net if recipe.backbone.startswith("res2net") else resnet
+    setattr(holder, name, make(recipe.backbone, None, norm="bn_frozen_stats", out=getattr(holder, name).out))
     return model
 
 

@@ -72,7 +72,7 @@ def summary(row, lines, reason=""):
     `lines`: those of this row, any status; `reason`: why it cannot run here ("" if it can). AP values are fractions.
     """
     done = [line for line in lines if line.get("status") == "done"]
-    out = {"row": row.name, "title": row.title, "group": row.group, "paper_AP": row.paper_AP, "paper_set": row.paper_set, "source": row.source,
+    out = {"row": row.name, "title": row.title, "group": row.group, **{name: getattr(row, name) for name in ("paper_AP", "paper_AP50", "paper_AP75", "paper_set", "source", "note")},
            "remark": row.status, "seeds": len(done), "status": "done" if done else f"failed: {lines[-1].get('problem', '')}" if lines
            else "not implemented" if reason else "not run", "reason": reason}
     for name in METRICS: out[name], out[f"{name}_spread"] = mean_and_spread(numbers(done, name))
