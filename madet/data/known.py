@@ -6,6 +6,7 @@ __all__ = ['DOTA', 'DIOR', 'HRSC', 'LISTS', 'in_published_order', 'spelled']
 # %% ../../nbs/data/15_known.ipynb #8d888664
 import difflib
 
+# %% ../../nbs/data/15_known.ipynb #fda265fd
 DOTA = ("plane", "baseball-diamond", "bridge", "ground-track-field", "small-vehicle", "large-vehicle", "ship", "tennis-court", "basketball-court",
         "storage-tank", "soccer-ball-field", "roundabout", "harbor", "swimming-pool", "helicopter",   # 1.0
         "container-crane",                                                                            # 1.5
