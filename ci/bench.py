@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = "assign", "import", "train", "infer", "deform", "madet", "data", "score"
+PARTS = "assign", "import", "train", "infer", "deform", "madet", "rotated", "data", "score"
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,17 @@ class Options:
     map: tuple = (50, 84)         # height and width of its map
     pictures: int = 64            # images a round in data
     scored: int = 5000            # images in score
+    pairs: int = 1000             # rotated boxes on either side of a table of overlaps
+    paired: int = 10_000          # rotated pairs with gradient
+    suppressed: tuple = (2000, 10_000, 50_000)
+    tile: int = 1024              # side of the picture of rotated assignment
+    rotated_truths: tuple = (50, 500)
+    tiles: int = 500              # scored by DOTA's rules
 
 
-QUICK = dict(seconds=.5, rounds=3, memory=False, pictures=32, scored=500)
+QUICK = dict(seconds=.5, rounds=3, memory=False, pictures=32, scored=500, suppressed=(2000, 10_000), tiles=50)
 TINY = dict(seconds=0., rounds=1, memory=False, picture=(64, 96), truths=(2, 3), many=4, side=64, batch=1, backbone="tiny", classes=3,
-            channels=8, map=(5, 6), pictures=4, scored=6)
+            channels=8, map=(5, 6), pictures=4, scored=6, pairs=20, paired=30, suppressed=(40,), tile=128, rotated_truths=(2, 3), tiles=2)
 
 
 @dataclass
@@ -61,6 +67,7 @@ class Contest:
     timed: bool = True            # else only memory
     memory: bool = True
     memory_aim: float | None = None  # MB
+    ms_aim: float | None = None   # the longest time wanted of our side; of the processor on one CPU thread
     once: bool = False            # long calls: a single round
     rate: float | None = None     # TFLOP/s of a large matrix product of the same kind; then operations are counted
     facts: dict = field(default_factory=dict)
@@ -144,7 +151,7 @@ def peak_of(options, part, number, name):
 def run_contest(contest, options, number):
     """One row of the answer."""
     import torch
-    cuda = options.device == "cuda" and contest.part in ("train", "infer", "madet")
+    cuda = options.device == "cuda" and contest.part in ("train", "infer", "madet", "rotated")
     wait = torch.cuda.synchronize if cuda else (lambda: None)
     sides, ratios = {name: {} for name in contest.sides}, []
     if contest.timed:
@@ -164,6 +171,9 @@ def run_contest(contest, options, number):
         for name in sides:
             sides[name]["memory_mb"] = peak_of(options, contest.part, number, name)
     row = dict(part=contest.part, work=contest.work, sides=sides, ratios=ratios, facts=contest.facts)
+    if contest.ms_aim:
+        clock = "cpu_ms" if options.threads == 1 and not cuda else "ms"
+        row |= dict(ms_aim=contest.ms_aim, ms_met=next(iter(sides.values()))[clock] <= contest.ms_aim)
     ours = next(iter(sides.values())).get("memory_mb")
     return row | (dict(memory_aim_mb=contest.memory_aim, memory_met=None if ours is None else ours <= contest.memory_aim) if contest.memory_aim else {})
 
@@ -266,6 +276,8 @@ def table(row):
         lines.append(line)
     if row.get("memory_met") is not None:
         lines.append(f"  aim: at most {row['memory_aim_mb']:,.0f} MB, {'met' if row['memory_met'] else 'MISSED'}")
+    if row.get("ms_aim"):
+        lines.append(f"  aim: at most {row['ms_aim']:,.0f} ms, {'met' if row['ms_met'] else 'MISSED'}")
     lines += [f"  {key}: {value}" for key, value in row["facts"].items()]
     return "\n".join(lines)
 
@@ -276,7 +288,7 @@ def parse(words):
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, no memory, 500 scored images")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: does the script itself run?")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where train, infer and madet run; the other parts stay on the CPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where train, infer, madet and rotated run; the other parts stay on the CPU")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--contiguous", action="store_true", help="train and infer without channels_last, all sides alike")
     parser.add_argument("--profile", action="store_true", help="with train or madet: which parts of ATSS's or MADet's step are not convolution, and how large")

@@ -26,14 +26,15 @@ def shared_data(name):
 
 def unable(part, options):
     """Why a part cannot run here; None if it can."""
-    if options.device == "cuda" and part in ("train", "infer", "madet") and not torch.cuda.is_available():
+    if options.device == "cuda" and part in ("train", "infer", "madet", "rotated") and not torch.cuda.is_available():
         return "there is no CUDA device that torch can use on this machine"
     return None
 
 
 def contests(part, options, skipped):
     """The contests of a part; what has to be left out is added to `skipped`."""
-    return {"assign": assign, "import": imports, "train": train, "infer": infer, "deform": deform, "madet": madet, "data": data, "score": score}[part](options, skipped)
+    from bench_rotated import rotated
+    return {"rotated": rotated, "assign": assign, "import": imports, "train": train, "infer": infer, "deform": deform, "madet": madet, "data": data, "score": score}[part](options, skipped)
 
 
 def boxes_inside(count, height, width, seed=0):

@@ -57,6 +57,21 @@ def test_madet_against_atss():
     assert "where such a step goes" in heard and "aim 5%" in where["facts"]["assignment"]
 
 
+def test_rotated_boxes_against_a_clipper():
+    code, answer, heard = answer_of("rotated", "--tiny")
+    assert code == 0 and len(answer["rows"]) == 8 and all(next(iter(row["sides"])) == "madet" for row in answer["rows"])
+    table, priors = answer["rows"][:2]
+    assert "shapely" in table["sides"] and all(float(said.split(" to ")[0]) < 1e-5 for row in (table, priors) for said in row["facts"]["largest difference"].split(", "))
+    assert all(int(row["facts"]["kept"]) > 0 for row in answer["rows"] if "suppression" in row["work"]) and "AP of 2 tiles" in heard
+
+
+def test_an_aim_in_milliseconds_is_judged():
+    options = bench.replace(bench.Options(), **bench.TINY)
+    for aim, met in ((1e-9, False), (1e9, True)):
+        row = bench.run_contest(bench.Contest("assign", "nothing", {"madet": lambda: lambda: sum(range(20_000))}, ms_aim=aim), options, 0)
+        assert row["ms_met"] is met and ("met" if met else "MISSED") in bench.table(row)
+
+
 def test_data_and_score_run_and_both_scorers_agree(monkeypatch, tmp_path):
     monkeypatch.setenv("MADET_SHARED", str(tmp_path))
     _, answer, _ = answer_of("data", "score", "--tiny")
@@ -69,8 +84,8 @@ def test_data_and_score_run_and_both_scorers_agree(monkeypatch, tmp_path):
 def test_a_missing_device_is_a_sentence_not_a_failure():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    code, answer, heard = answer_of("train", "infer", "madet", "--tiny", "--device", "cuda")
-    assert code == 0 and answer["rows"] == [] and len(answer["skipped"]) == 3 and "no CUDA device" in heard
+    code, answer, heard = answer_of("train", "infer", "madet", "rotated", "--tiny", "--device", "cuda")
+    assert code == 0 and answer["rows"] == [] and len(answer["skipped"]) == 4 and "no CUDA device" in heard
 
 
 @pytest.mark.parametrize("part, more", [("train", set()), ("madet", {"head: deformable"})])
