@@ -1,14 +1,19 @@
 """Two-stage detectors: RoIAlign against an independent oracle, samples, memory, and devices."""
+import json
 import math
+import os
+import signal
 
 import pytest
 import torch
+from test_commands import madet, voc
 from torch.nn import functional as F
 
 from madet.boxes.geometry import Rotated, Upright
 from madet.boxes.midpoint import MidpointCoder
 from madet.data.embedded import embedded
 from madet.detectors.two_stage import faster_rcnn
+from madet.heads.roi import RoIHead
 from madet.heads.rpn import sample
 from madet.nets import roi_align as module
 from madet.nets.roi_align import pyramid_roi_align, rotated_roi_align
@@ -144,6 +149,34 @@ def test_weights_come_back_and_answers_with_them(way, tmp_path):
     twin.load_state_dict(torch.load(tmp_path / "w.pt"))
     for one, other in zip(model(pictures), twin(pictures)):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def told(run):
+    "Losses of every step, and the scores."
+    losses = [line["loss"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in line]
+    return losses, json.loads((run / "metrics.json").read_text())["test"] if (run / "metrics.json").exists() else None
+
+
+@pytest.mark.parametrize("method", ["faster-rcnn", "oriented-rcnn"])
+def test_a_stopped_run_draws_the_same_samples(capsys, tmp_path, monkeypatch, method):
+    """Who is sampled is random; stopped after the third of six steps and resumed, the run ends as one that was not."""
+    words = ["train", "--method", method, "--data", voc(tmp_path / "voc", dict(train=4, val=1, test=1)), "--scale", "bench", "--backbone", "tiny", "--image-size", "64",
+             "--total-batch", "2", "--steps", "6", "--log-every", "1", "--fpn-channels", "16", "--fc-width", "16", "--sampled", "8", "--warmup", "2"]
+    assert madet(capsys, *words, "--out", tmp_path / "straight")[0] == 0
+    calls, whole = [], RoIHead.losses
+
+    def stopping(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)
+        return whole(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoIHead, "losses", stopping)
+        assert madet(capsys, *words, "--out", tmp_path / "stopped")[0] == 130
+    assert len(told(tmp_path / "stopped")[0]) == 3
+    assert madet(capsys, *words, "--out", tmp_path / "stopped", "--resume")[0] == 0
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("straight", "stopped"))
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"]) and told(tmp_path / "straight") == told(tmp_path / "stopped")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -7,7 +7,7 @@ __all__ = ['HANDLERS', 'add', 'line', 'as_dict', 'run']
 import time
 
 from ..boxes.errors import BadInput
-from . import parity_madet, parity_models, parity_parts, parity_ratss, parity_rotated, parity_scores
+from . import parity_madet, parity_models, parity_parts, parity_ratss, parity_rotated, parity_scores, parity_two_stage
 from .cli import document
 from .parity import Result, run_folder
 
@@ -20,7 +20,7 @@ def _scores(handler):
     return declare
 
 
-HANDLERS = parity_parts.HANDLERS | parity_models.HANDLERS | parity_madet.HANDLERS | parity_rotated.HANDLERS | parity_ratss.HANDLERS | dict(eval_voc=_scores(parity_scores.eval_voc), eval_coco=_scores(parity_scores.eval_coco))
+HANDLERS = parity_parts.HANDLERS | parity_models.HANDLERS | parity_madet.HANDLERS | parity_two_stage.HANDLERS | parity_rotated.HANDLERS | parity_ratss.HANDLERS | dict(eval_voc=_scores(parity_scores.eval_voc), eval_coco=_scores(parity_scores.eval_coco))
 
 
 def add(subparsers):
