@@ -16,12 +16,13 @@ from ..boxes.coders import DeltaCoder, DistanceCoder, angle_habits
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
-from .dense import DenseHead, Predictions, level_sums, overlap_loss
+from .dense import DenseHead, Predictions, level_sums
 from .detect import Cut, suppress
 from .interaction import Interaction
 from .retinanet import anchors_of
 from .targets import Targets, centerness, targets_of
 from .towers import Scale, Tower, by_place, rare, start_small
+from ..losses.boxes import overlap_loss
 from ..losses.focal import binary_cross_entropy
 from ..losses.mutual import ratio_weights, weighted_focal
 from ..losses.reduce import mean_over_ranks
