@@ -77,7 +77,7 @@ LATER = ((r"(roi_head|rpn_head|rpn\.|roi_heads)", "detectors of two stages are n
 
 def unknown_keys(path, keys) -> BadInput:
     "The refusal for keys that no network here has."
-    why = next((text for pattern, text in LATER if any(re.search(pattern, key) for key in keys)), "madet convert knows ATSS, RetinaNet and FCOS of MMDetection and torchvision, MADet, and plain ResNets")
+    why = next((text for pattern, text in LATER if any(re.search(pattern, key) for key in keys)), "madet convert knows ATSS, RetinaNet and FCOS of MMDetection and torchvision, rotated ATSS and RetinaNet of MMRotate, MADet, and plain ResNets")
     return BadInput(f"{path} has keys that are unknown here: {first_few(keys)}; {why}.")
 
 
@@ -299,6 +299,7 @@ def like_published(model, build: dict, tensors, backbone: str):
     make = res2net if backbone.startswith("res2net") else resnet
     model.backbone = make(backbone, None, build["style"], norm="bn_frozen_stats")
     model.pixels = Pixels(tuple(build["pixels"]["mean"]), tuple(build["pixels"]["std"]), build["pixels"]["bgr"])
+    if "extra" in build: model.neck = FPN(model.backbone.channels, model.neck.channels[0], len(model.neck.channels), build["extra"], model.neck.relu_before_extra, model.backbone.strides)
     if "fcos" in build: as_fcos(model.head, build["fcos"])
     with_biases(model.head, tensors)
     return model

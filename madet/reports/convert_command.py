@@ -9,18 +9,20 @@ import re
 from pathlib import Path
 
 from ..boxes.errors import BadInput
+from ..data.known import LISTS
 from .cli import document
 
 # %% ../../nbs/reports/09_convert_command.ipynb #866c9da2
 def add(subparsers):
     "Add `madet convert` to the command line."
     parser = subparsers.add_parser("convert", usage="madet convert CHECKPOINT.pth --out W.safetensors [options]",
-                                   description="Turn ATSS, RetinaNet or FCOS of MMDetection 2.x or 3.x, MADet of its authors, RetinaNet or FCOS of torchvision, or a plain ResNet into weights of ours.")
+                                   description="Turn ATSS, RetinaNet or FCOS of MMDetection 2.x or 3.x, rotated ATSS or RetinaNet of MMRotate 0.3 or 1.x, MADet of its authors, RetinaNet or FCOS of torchvision, or a plain ResNet into weights of ours.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT.pth", help="the published file")
     parser.add_argument("--out", metavar="W.safetensors", required=True, help="where the converted weights go")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line [those in the file; COCO's for 80 classes]")
     parser.add_argument("--licence", metavar="TEXT", help="the licence of the weights [by the file's name, else unknown]")
     parser.add_argument("--style", choices=("pytorch", "caffe"), help="where the trunk's stride sits and how pixels come [by the file]")
+    parser.add_argument("--angle-version", choices=("oc", "le90", "le135"), help="how a rotated detector writes angles [by the file]")
     parser.add_argument("--keys", action="store_true", help="print every key, not only how many")
     parser.add_argument("--trust", action="store_true", help="let the checkpoint run the program inside it")
     parser.add_argument("--json", action="store_true", help="all of it as one JSON document on standard output")
@@ -29,6 +31,7 @@ def add(subparsers):
 LICENCES = (
     (r"(retinanet|fcos)_resnet50_fpn(_v2)?_coco-[0-9a-f]{8}|resnet(18|34|50|101)-[0-9a-f]{8}", "BSD-3-Clause (torchvision)"),
     (r"(atss|retinanet|fcos)_.+(_coco|_\d{8}(_\d{6})?)-[0-9a-f]{8}", "Apache-2.0 (MMDetection model zoo)"),
+    (r"rotated_(atss|retinanet)_.+-[0-9a-f]{8}", "Apache-2.0 (MMRotate model zoo)"),
     (r"madet_(r50|r101|x101\w*|res2net\w*|r2_?101\w*)_fpn\w*", "Apache-2.0 (authors of MADet, github.com/ShichengMiao16/MADet)"),
 )
 UNKNOWN = "unknown: ask whoever published it"
@@ -66,6 +69,8 @@ def names_of(found, checkpoint, file=None):
     if found.num_classes == 80: return coco, None, "80 classes: they are called by COCO's names"
     if found.method.startswith("tv-") and found.num_classes == 91:
         return coco, keep, "91 rows of classes as in torchvision's COCO files: the 80 classes are kept, the background and ten unused numbers left out"
+    if found.method.startswith("rotated-") and (title := next((title for title, known in LISTS["dota"].items() if len(known) == found.num_classes), "")):
+        return list(LISTS["dota"][title]), None, f"{found.num_classes} classes: they are called by {title}'s names"
     return [f"class_{i}" for i in range(found.num_classes)], None, f"nothing says what the {found.num_classes} classes are called: class_0 to class_{found.num_classes - 1}; --classes FILE names them"
 
 # %% ../../nbs/reports/09_convert_command.ipynb #bb673409
@@ -86,6 +91,7 @@ def fill(model, path, ours, tensors):
 
 def detector(found, checkpoint, classes_file, style):
     "(empty model of the right shape, tensors, what to store beside them, sentences) for a checkpoint of a detector."
+    from madet.detectors.mmrotate import extra_of, straightened
     from madet.detectors.published import how_used, other_epsilon, renamed, without_unused
     from madet.reports.methods import rebuilt, recipe_of
     from madet.training.recipe import merge
@@ -95,8 +101,9 @@ def detector(found, checkpoint, classes_file, style):
     if found.build.get("tower_norm") is False and "retinanet_resnet50_fpn_coco" in checkpoint.path.name:
         tensors = other_epsilon(tensors, 0.)
         said.append("BatchNorm of this file has an epsilon of 0: stored variances are lowered by ours, 1e-5")
-    published = how_used(found, tensors, checkpoint.config, checkpoint.path.stem, style)
-    method, recipe, own = recipe_of("full", {"method": found.method, "backbone": found.backbone, "data": "data/coco", **found.own})
+    published, rotated = how_used(found, tensors, checkpoint.config, checkpoint.path.stem, style), found.method.startswith("rotated-")
+    if rotated: tensors, published = straightened(tensors, found.build), published | dict(extra=extra_of(tensors, checkpoint.config))
+    method, recipe, own = recipe_of("full", {"method": found.method, "backbone": found.backbone, "data": "data/dota" if rotated else "data/coco", **found.own})
     ours, _ = renamed(checkpoint.path, tensors, found.rules)
     model = rebuilt(method, recipe, own, len(names), ours, published)
     if published.get("style") == "caffe": said.append("the trunk is of the caffe style: fine for predict and test, refused by train --weights, whose trunks are of the pytorch style")
@@ -105,9 +112,10 @@ def detector(found, checkpoint, classes_file, style):
     return model, tensors, dict(method=found.method, scale="full", recipe=merge(recipe, own), classes=names, published=published), said + found.said
 
 
-def convert(path, out, classes=None, licence=None, style=None, trust=False):
+def convert(path, out, classes=None, licence=None, style=None, trust=False, angle_version=None):
     "Convert a checkpoint and say what became of every key, as a dict that JSON can hold; BadInput where nothing was written."
     from madet.detectors.checkpoints import open_checkpoint
+    from madet.detectors.mmrotate import is_turned, turned_head
     from madet.detectors.published import recognise, renamed
     from madet.nets.res2net import res2net
     from madet.nets.resnet import resnet
@@ -117,7 +125,8 @@ def convert(path, out, classes=None, licence=None, style=None, trust=False):
     if out.is_dir(): raise BadInput(f"--out {out} is a folder; name a file in it.")
     checkpoint = open_checkpoint(path, trust)
     if out.exists() and out.samefile(checkpoint.path): raise BadInput(f"--out {out} is the checkpoint itself; give another name.")
-    found = recognise(checkpoint.path, checkpoint.tensors, checkpoint.config)
+    given = checkpoint.path, checkpoint.tensors, checkpoint.config
+    found = turned_head(*given, angle_version) if is_turned(*given[1:], checkpoint.path.stem) else recognise(*given)
     ours, left = renamed(checkpoint.path, checkpoint.tensors, found.rules)
     make = res2net if found.backbone.startswith("res2net") else resnet
     if found.method: model, tensors, about, said = detector(found, checkpoint, classes, style)
@@ -154,7 +163,7 @@ def report(answer, every_key=False):
 def run(args):
     "Run `madet convert`: 0."
     with document(args.json) as put:
-        answer = convert(args.checkpoint, args.out, args.classes, args.licence, args.style, args.trust)
+        answer = convert(args.checkpoint, args.out, args.classes, args.licence, args.style, args.trust, args.angle_version)
         print(report(answer, args.keys))
         put(answer)
     return 0
