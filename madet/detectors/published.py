@@ -301,6 +301,9 @@ def like_published(model, build: dict, tensors, backbone: str):
     model.pixels = Pixels(tuple(build["pixels"]["mean"]), tuple(build["pixels"]["std"]), build["pixels"]["bgr"])
     if "extra" in build: model.neck = FPN(model.backbone.channels, model.neck.channels[0], len(model.neck.channels), build["extra"], model.neck.relu_before_extra, model.backbone.strides)
     if "fcos" in build: as_fcos(model.head, build["fcos"])
+    if "mmrotate" in build:
+        from madet.detectors.mmrotate import as_mmrotate
+        as_mmrotate(model.head, build["mmrotate"])
     with_biases(model.head, tensors)
     return model
 

@@ -91,7 +91,7 @@ def fill(model, path, ours, tensors):
 
 def detector(found, checkpoint, classes_file, style):
     "(empty model of the right shape, tensors, what to store beside them, sentences) for a checkpoint of a detector."
-    from madet.detectors.mmrotate import extra_of, straightened
+    from madet.detectors.mmrotate import extra_of
     from madet.detectors.published import how_used, other_epsilon, renamed, without_unused
     from madet.reports.methods import rebuilt, recipe_of
     from madet.training.recipe import merge
@@ -102,7 +102,7 @@ def detector(found, checkpoint, classes_file, style):
         tensors = other_epsilon(tensors, 0.)
         said.append("BatchNorm of this file has an epsilon of 0: stored variances are lowered by ours, 1e-5")
     published, rotated = how_used(found, tensors, checkpoint.config, checkpoint.path.stem, style), found.method.startswith("rotated-")
-    if rotated: tensors, published = straightened(tensors, found.build), published | dict(extra=extra_of(tensors, checkpoint.config))
+    if rotated: published |= dict(mmrotate=found.build, extra=extra_of(tensors, checkpoint.config))
     method, recipe, own = recipe_of("full", {"method": found.method, "backbone": found.backbone, "data": "data/dota" if rotated else "data/coco", **found.own})
     ours, _ = renamed(checkpoint.path, tensors, found.rules)
     model = rebuilt(method, recipe, own, len(names), ours, published)

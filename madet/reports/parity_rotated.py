@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['ANCHORS', 'PEER_IOU', 'HANDLERS', 'misjudged', 'mirrored', 'rotated_iou', 'rotated_diff_iou', 'rotated_nms',
-           'regular', 'written_like', 'rectangles_around', 'least_rectangles', 'rotated_boxes', 'rotated_coder',
-           'rotated_coders', 'among_equals', 'rotated_assign', 'rotated_centerness', 'box_loss', 'loss_checks',
-           'compared_loss', 'rotated_losses', 'roi_align_rotated', 'eval_dota']
+           'written_like', 'rectangles_around', 'least_rectangles', 'rotated_boxes', 'rotated_coder', 'rotated_coders',
+           'among_equals', 'rotated_assign', 'rotated_centerness', 'box_loss', 'loss_checks', 'compared_loss',
+           'rotated_losses', 'roi_align_rotated', 'eval_dota']
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #71c9fb75
+# %% ../../nbs/reports/26_parity_rotated.ipynb #29ab2e9d
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +23,7 @@ from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.overlap import quad_iou, rotated_iof_paired
 from ..boxes.priors import Priors
+from ..detectors.mmrotate import regular
 from ..heads.targets import centerness
 from ..losses import gaussian
 from ..losses.boxes import iou_loss
@@ -35,7 +36,7 @@ from .parity import Check, Fixture
 from .parity_parts import free_by_ties, indices, numbers, tensor
 from .parity_scores import INPUTS, scenes, voc_answer
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #b9b56caf
+# %% ../../nbs/reports/26_parity_rotated.ipynb #963dee5a
 def misjudged(points: Tensor, quads: Tensor) -> Tensor:
     "Whether shadows on the first and last side say something else of any of `points` `[..., 4, 2]` than convex `quads` `[..., 4, 2]` do: bool `[...]`."
     edge = quads.roll(-1, -2) - quads
@@ -46,7 +47,7 @@ def misjudged(points: Tensor, quads: Tensor) -> Tensor:
     shadow = (to[..., :1, :] * sides).sum(-1)
     return (inside != ((shadow >= 0) & (shadow <= sides.square().sum(-1))).all(-1)).any(-1)
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #bd1570b8
+# %% ../../nbs/reports/26_parity_rotated.ipynb #79038f67
 def mirrored(boxes: Tensor) -> Tensor:
     "Boxes `[..., 5]` with the other sense of rotation."
     return torch.cat([boxes[..., :4], -boxes[..., 4:]], -1)
@@ -84,20 +85,14 @@ def rotated_nms(z: Fixture, meta: dict) -> Iterator[Check]:
         kept, _ = Rotated().nms(boxes, scores, int(name.split("_")[-1]) / 100, labels if "batched" in name else None)
         yield Check(name, z[name], numbers(kept), kind="exact")
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #aa93eed2
-def regular(boxes: Tensor, version: str) -> Tensor:
-    "The same rectangles `[..., 5]` in MMRotate 1.x's writing of an angle version: squares come out with a quarter turn."
-    turned = torch.cat([boxes[..., :2], boxes[..., 2:4].flip(-1), boxes[..., 4:] + math.pi / 2], -1)
-    return Rotated(version).normalise(torch.where(boxes[..., 2:3] > boxes[..., 3:4], boxes, turned))
-
-
+# %% ../../nbs/reports/26_parity_rotated.ipynb #09732005
 def written_like(boxes: Tensor, others: Tensor) -> Tensor:
     "The same rectangles `[..., 5]` with the angle, and the order of sides that goes with it, nearest to that of `others`."
     quarters = ((others[..., 4:] - boxes[..., 4:]) / (math.pi / 2)).round()
     sizes = torch.where(quarters % 2 == 1, boxes[..., 2:4].flip(-1), boxes[..., 2:4])
     return torch.cat([boxes[..., :2], sizes, boxes[..., 4:] + quarters * (math.pi / 2)], -1)
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #cf587021
+# %% ../../nbs/reports/26_parity_rotated.ipynb #d21de0af
 def rectangles_around(quads: Tensor) -> Tensor:
     "The rectangles around quadrilaterals `[N, 4, 2]` along the directions between their corners: `[N, 6, 5]`."
     found = []
@@ -116,7 +111,7 @@ def least_rectangles(quads: Tensor, like: Tensor) -> Tensor:
     far = (every - like[:, None]).abs().amax(-1).where(area <= area.amin(1, keepdim=True) * (1 + 1e-5), torch.inf)
     return every[torch.arange(len(quads)), far.argmin(1)]
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #5b8b1c66
+# %% ../../nbs/reports/26_parity_rotated.ipynb #8678116a
 ANCHORS = dict(strides=(16, 64), sizes=((5, 6), (2, 2)), octave_base_scale=4, scales_per_octave=2, ratios=(1., .5, 2.))   # of `rotated_boxes`, unless its meta says other ones
 
 
@@ -139,7 +134,7 @@ def rotated_boxes(z: Fixture, meta: dict) -> Iterator[Check]:
         if kind in ("regular", "anchors"):
             yield check(name, regular(boxes if kind == "regular" else geometry.from_upright(anchors.boxes), version))
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #674f55ef
+# %% ../../nbs/reports/26_parity_rotated.ipynb #24315bde
 def rotated_coder(setting: dict) -> DeltaCoder:
     "A coder from the original's settings."
     boxes = Rotated(setting["angle_version"])
@@ -176,7 +171,7 @@ def _one_version(z: Fixture, version: str, coder: DeltaCoder, size: tuple[int, i
     if f"{version}_decoded_max_shape" in z.files:
         yield check(f"{version}_decoded_max_shape", coder.decode(take(f"{version}_anchors"), take("deltas"), size))
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #acf877a8
+# %% ../../nbs/reports/26_parity_rotated.ipynb #61ffbae1
 def among_equals(ours: np.ndarray, theirs: np.ndarray, iou: Tensor) -> np.ndarray:
     "`ours` `[A]` (0 background, else the number of a truth), but `theirs` where that is background or a truth for which several priors tie at its best `iou` `[A, G]`."
     tie = (iou >= iou.amax(0) - 1e-6) & (iou > 1e-6)
@@ -228,7 +223,7 @@ def rotated_centerness(z: Fixture, meta: dict) -> Iterator[Check]:
     points = tensor(z.input("anchors"))[:, :2]
     yield Check("centerness", z["centerness"], numbers(centerness(points, Rotated().hull(tensor(z.input("gts"))))), 1e-6)
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #c609a247
+# %% ../../nbs/reports/26_parity_rotated.ipynb #5a31dd72
 PEER_IOU = 5e-5      # how far the recorded differentiable overlaps are from exact ones, from the fixtures' README
 
 
@@ -287,7 +282,7 @@ def rotated_losses(z: Fixture, meta: dict) -> Iterator[Check]:
     for name in (name.removesuffix("_grad") for name in z.files if name.endswith("_grad")):
         yield from loss_checks(z, name, "pred", "target", meta["avg_factor"])
 
-# %% ../../nbs/reports/26_parity_rotated.ipynb #716458d0
+# %% ../../nbs/reports/26_parity_rotated.ipynb #ae935267
 def roi_align_rotated(z: Fixture, meta: dict) -> Iterator[Check]:
     "Features under turned boxes and the gradient of the map, for every setting."
     for name, setting in meta["settings"].items():
