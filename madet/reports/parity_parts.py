@@ -110,9 +110,9 @@ def assign_atss(z: Fixture, meta: dict) -> Iterator[Check]:
         if len(truths):
             own = Upright().iou_paired(priors.boxes, truths[matched.clamp(min=0)])
             overlap = np.where(numbers(matched) >= 0, numbers(own), -1e8)
-        indices = indices(matched)
-        yield Check(f"{name}_gt_inds", z[f"{name}_gt_inds"], indices, kind="exact", free=free)
-        yield Check(f"{name}_labels", z[f"{name}_labels"], _labels(indices, labels), kind="exact", free=free)
+        found = indices(matched)
+        yield Check(f"{name}_gt_inds", z[f"{name}_gt_inds"], found, kind="exact", free=free)
+        yield Check(f"{name}_labels", z[f"{name}_labels"], _labels(found, labels), kind="exact", free=free)
         yield Check(f"{name}_max_overlaps", z[f"{name}_max_overlaps"], overlap, 1e-6, "absolute", free)
 
 
@@ -125,15 +125,15 @@ def assign_maxiou(z: Fixture, meta: dict) -> Iterator[Check]:
         truths, labels = tensor(z.input(f"gt_{setting['gts']}_boxes")), z.input(f"gt_{setting['gts']}_labels")
         regions = dict(ignored=ignored, ignore_iof=config["ignore_iof_thr"]) if config["ignore_iof_thr"] > 0 and len(truths) else {}
         low = config["min_pos_iou"] if config.get("match_low_quality", True) else None
-        indices = indices(max_iou(Priors(boxes, (len(boxes),), (8,)), truths, positive=config["pos_iou_thr"], negative=config["neg_iou_thr"],
+        found = indices(max_iou(Priors(boxes, (len(boxes),), (8,)), truths, positive=config["pos_iou_thr"], negative=config["neg_iou_thr"],
                                    low_quality=low, claim_empty=True, all_ties=config.get("gt_max_assign_all", True), **regions))
         overlap = torch.zeros(len(boxes))
         if len(truths):
             overlap = Upright().iou(boxes, truths).amax(1)
             if regions:
                 overlap[(Upright().iof(boxes, ignored) > config["ignore_iof_thr"]).any(1)] = -1
-        yield Check(f"{name}_gt_inds", z[f"{name}_gt_inds"], indices, kind="exact")
-        yield Check(f"{name}_labels", z[f"{name}_labels"], _labels(indices, labels), kind="exact")
+        yield Check(f"{name}_gt_inds", z[f"{name}_gt_inds"], found, kind="exact")
+        yield Check(f"{name}_labels", z[f"{name}_labels"], _labels(found, labels), kind="exact")
         yield Check(f"{name}_max_overlaps", z[f"{name}_max_overlaps"], numbers(overlap), 1e-6, "absolute")
     for name in z.files:
         if name.startswith(("gt_", "priors_")):
