@@ -18,11 +18,12 @@ def parse_line(line: str, where: str) -> Mark | str:
     numbers_first = _leading(fields)
     if 4 <= numbers_first < len(fields) and numbers_first != 8:
         return f"{numbers_first} numbers before the class where eight are needed" + (f": {numbers_first // 2} corners are not four" if numbers_first % 2 == 0 else "")
-    if len(fields) < 9: return f"{len(fields)} fields where eight numbers and a class are needed"
+    if len(fields) < 9: return f"{len(fields)} field{'s' * (len(fields) > 1)} where eight numbers and a class are needed"
     try: numbers = tuple(float(field) for field in fields[:8])
     except ValueError: return "the first eight fields are not all numbers"
     words, difficult = fields[8:], "0"
     if len(words) > 1 and words[-1] in ("0", "1", "2"): words, difficult = words[:-1], words[-1]
+    if len(words) == 2 and not _is_number(words[0]) and _is_number(words[1]): return f"difficulty {words[1]} is not 0, 1 or 2"
     if any(map(_is_number, words[1:])) or (len(fields) == 9 and _is_number(words[0])):
         return "numbers where the class should be: two lines glued together, or a column too many"
     return Mark(" ".join(words), "quad", numbers, difficult != "0", None, where, int(difficult))

@@ -118,7 +118,7 @@ def number(node: Node, tag: str, path: Path) -> float:
     found = wanted(node, tag, path)
     try: return float(found.text)
     except ValueError:
-        raise BadInput(f"{path}:{found.line}: <{tag}> holds {found.text.strip()!r}, which is not a number; write pixels there.") from None
+        raise BadInput(f"{path}:{found.line}: <{tag}> holds {found.text.strip()!r}, which is not a number; write one there.") from None
 
 
 def _size(root: Node, path: Path) -> tuple[int, int] | None:
