@@ -9,6 +9,7 @@ __all__ = ['LATER', 'read_json', 'read_texts', 'read_pair', 'score_coco', 'score
            'score_dota', 'add', 'run']
 
 # %% ../../nbs/reports/14_eval_command.ipynb #0f21af38
+import argparse
 import json
 import math
 import sys
@@ -125,7 +126,7 @@ def score_coco(args):
     "The COCO document for parsed arguments"
     truth, results = read_json(args.truth), read_json(args.results)
     options = dict(ious=(args.iou,)) if args.iou else {}
-    score = coco.score_dicts(truth, results, args.iou_type or "bbox", tuple(args.max_dets), not args.class_agnostic, where=(args.truth, args.results), **options)
+    score = coco.score_dicts(truth, results, args.iou_type or "bbox", tuple(args.max_dets or (1, 10, 100)), not args.class_agnostic, where=(args.truth, args.results), **options)
     known = {c["id"] for c in truth["categories"]}
     strange = sum(r["category_id"] not in known for r in (results["annotations"] if isinstance(results, dict) else results))
     if strange and not args.class_agnostic: print(f"note: {strange} detections have a category that the truth does not know; they count in no score", file=sys.stderr)
@@ -168,6 +169,7 @@ def rotated_truth(path, split=None, labels=None):
         truths, classes = _text_truth(inner)
         return truths, classes, {t["image_id"]: t["image_id"] for t in truths}
     dataset = open_data(path, split, labels, geometry=Rotated())
+    for sentence in dataset.said: print(f"note: {sentence}", file=sys.stderr)
     if dataset.defects: print(f"note: {len(dataset.defects)} defects in {path}, the first: {dataset.defects[0]}", file=sys.stderr)
     names = {r.path.stem: r.image_id for r in dataset.records} | {r.path.name: r.image_id for r in dataset.records}
     return dota.dota_truths(dataset), dataset.classes, names | {str(r.image_id): r.image_id for r in dataset.records}
@@ -239,8 +241,9 @@ def _say(score, kind):
         print(render(classes, ["class", *(Column(k, missing="–") for k in ("AP", *fine)), Column("recall", "most recall", "percent"), ("num_gts", "objects"), ("num_dets", "detections")]))
 
 def _fraction(text):
-    value = float(text)
-    if not 0 < value <= 1: raise ValueError
+    try: value = float(text)
+    except ValueError: value = math.nan
+    if not 0 < value <= 1: raise argparse.ArgumentTypeError(f"{text!r} is no threshold; give a number above 0 and at most 1")
     return value
 
 def add(subparsers):
@@ -252,7 +255,7 @@ def add(subparsers):
     parser.add_argument("--iou-type", choices=("bbox", "segm"), help="coco: overlap of boxes (default) or of masks")
     parser.add_argument("--iou", type=_fraction, metavar="T", help="one IoU threshold, above 0 and at most 1 (coco, dota: instead of the ten from .5 to .95; voc: default .5)")
     parser.add_argument("--ap", choices=("11point", "area"), help="voc, dota: VOC07's eleven points (dota's default) or VOC12's area (voc's default)")
-    parser.add_argument("--max-dets", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="coco: detections per image and class (default 1 10 100)")
+    parser.add_argument("--max-dets", type=int, nargs="+", metavar="N", help="coco: detections per image and class (default 1 10 100)")
     parser.add_argument("--class-agnostic", action="store_true", help="coco: forget the classes")
     parser.add_argument("--pixels", choices=("auto", "inclusive", "continuous"), default="auto", help="voc: is a width x2 - x1 + 1 or x2 - x1 (default: inclusive for text and XML)")
     parser.add_argument("--split", metavar="NAME", help="voc: only the images in ImageSets/Main/NAME.txt; dota: a part of a data folder (train, val, test)")
@@ -277,7 +280,8 @@ def run(args):
 def _strays(args):
     "Options that mean nothing under this format"
     given = {"--iou-type segm": (args.iou_type == "segm", "coco"), "--ap": (args.ap, "voc dota"), "--split": (args.split, "voc dota"), "--labels": (args.labels, "dota"), "--rules": (args.rules, "dota"),
-             "--difficult": (args.difficult, "dota"), "--equal": (args.equal, "dota"), "--literal": (args.literal, "dota"), "--pixels": (args.pixels != "auto", "voc coco"), "--class-agnostic": (args.class_agnostic, "coco voc")}
+             "--difficult": (args.difficult, "dota"), "--equal": (args.equal, "dota"), "--literal": (args.literal, "dota"), "--pixels": (args.pixels != "auto", "voc coco"), "--class-agnostic": (args.class_agnostic, "coco voc"),
+             "--max-dets": (args.max_dets is not None, "coco")}
     return [option for option, (value, formats) in given.items() if value and args.format not in formats.split()]
 
 def _title(score, kind):
