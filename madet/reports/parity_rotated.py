@@ -177,7 +177,7 @@ def among_equals(ours: np.ndarray, theirs: np.ndarray, iou: Tensor) -> np.ndarra
     tie = (iou >= iou.amax(0) - 1e-6) & (iou > 1e-6)
     tie = numbers(tie & (tie.sum(0) > 1))
     named = np.where(theirs > 0, tie[np.arange(len(tie)), np.clip(theirs - 1, 0, tie.shape[1] - 1)], True)
-    return np.where(tie.any(1) & named & (theirs >= 0), theirs, ours)
+    return np.where(tie.any(1) & named & (theirs >= 0) & (theirs <= tie.shape[1]), theirs, ours)
 
 
 def rotated_assign(z: Fixture, meta: dict) -> Iterator[Check]:
@@ -271,7 +271,7 @@ def compared_loss(z: Fixture, kind: str, names: tuple, each: Tensor, total: Tens
     expected = z[value]
     free = _unsure(kind, expected.reshape(-1), [boxes.detach(), truth])
     if kind.endswith("log"):
-        yield Check(value, np.exp(-expected), numbers((-each).exp()), 1e-4, "absolute")
+        yield Check(f"{value} as overlap", np.exp(-expected), numbers((-each).exp()), 1e-4, "absolute")
     yield Check(value, expected, numbers(each).reshape(expected.shape), 1e-4, free=None if free is None else free.reshape(expected.shape))
     yield Check(whole, z[whole], numbers(total), 1e-4)
     yield Check(slope, z[slope], numbers(boxes.grad), gradients, free=None if free is None else np.repeat(free[:, None], 5, 1))
