@@ -64,9 +64,9 @@ def fcos(num_classes: int, backbone: str | nn.Module = "resnet50", weights: str 
 
 
 def atss(num_classes: int, backbone: str | nn.Module = "resnet50", weights: str | None = None, style: str = "pytorch", *,
-         boxes: Upright | Rotated = Upright(), channels: int | None = None, **head) -> Detector:
+         boxes: Upright | Rotated = Upright(), channels: int | None = None, extra: str = "on_output", **head) -> Detector:
     """ATSS (Zhang et al., CVPR 2020): R50 1x on COCO val 39.4 AP in MMDetection, 1333x800, batch 16, SGD .01, 12 epochs.
 
-    Extra levels grow from the pyramid's last one. `head` options: see `atss_head`."""
-    body, neck = trunk(backbone, weights, style, extra="on_output", channels=channels)
+    Extra levels grow from the pyramid's last one, unless `extra` says on_input. `head` options: see `atss_head`."""
+    body, neck = trunk(backbone, weights, style, extra=extra, channels=channels)
     return Detector(body, neck, atss_head(num_classes, boxes=boxes, **_fit(neck, head)), CAFFE if style == "caffe" else IMAGENET)

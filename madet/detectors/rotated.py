@@ -25,9 +25,9 @@ def _over(version: str, refit: str) -> Rotated:
 def rotated_atss(num_classes: int, backbone="resnet50", weights: str | None = None, *, version: str = "le90", refit: str = "own", **options) -> Detector:
     """Rotated ATSS as in MMRotate 1.x: GroupNorm towers, centerness in the hull, 1 - IoU with weight 2, one square of four strides a place.
 
-    The older form (RetinaNet's towers, no centerness, L1: 70.6 AP50 on DOTA-v1.0 for le90, 72.3 for le135, R50 1x) is
+    Extra levels grow from the backbone's last map, as published; with `tiny` from the pyramid's last one, as the rows of our table were run. The older form (RetinaNet's towers, no centerness, L1: 70.6 AP50 on DOTA-v1.0 for le90, 72.3 for le135, R50 1x) is
     `norm=None, centerness=False, scales=False, box_loss="l1"`; with "iou_log" and `box_weight=1.` that of the published table."""
-    habits = dict(anchor_size=4., stds=(1.,) * 5, centerness_in="hull", box_loss="iou", cut=DENSE_CUT)
+    habits = dict(anchor_size=4., stds=(1.,) * 5, centerness_in="hull", box_loss="iou", cut=DENSE_CUT, extra="on_output" if backbone == "tiny" else "on_input")
     return atss(num_classes, backbone, weights, boxes=_over(version, refit), **habits | options)
 
 
