@@ -17,7 +17,7 @@ from .dota import read_dota
 from .hrsc import read_hrsc
 from .known import in_published_order
 from .layout import Layout, Source, canonical, choose, listed, look, split_of, split_of_json
-from .marks import Page, refuse_degrees, to_objects
+from .marks import Page, refuse_degrees, refuse_fractions, to_objects
 from .parts import Entry, Parts, Pictures, find_parts, resolve
 from .pixels import header
 from .rolabel import read_rolabel
@@ -37,7 +37,8 @@ def _read_entries(layout: Layout, source: Source, pictures: Pictures) -> tuple[l
         split = split_of(path, layout.root)
         image = pictures.find(path.stem, path, split)
         entries.append(Entry(read(path), image, split or image and _labelled_split(image, layout.root)))
-    refuse_degrees([entry.page for entry in entries])
+    pages = [entry.page for entry in entries]
+    refuse_degrees(pages), refuse_fractions(pages)
     return entries, []
 
 

@@ -281,6 +281,10 @@ def own_recipes():
 def recipe_of(scale, options):
     "(method, recipe, own) of flat `options` at `scale`; what the method says about the scale fills the gaps. BadInput where a value is wrong."
     method = find_method(options.get("method", "atss"))
+    for name in (name.replace("-", "_") for name in options):
+        having = [other for other in METHODS if name in method_fields(other)]
+        if having and method.name not in having:
+            raise BadInput(f"--{name.replace('_', '-')} is an option of {', '.join(having)}, not of {method.name}; leave it out, or choose another --method")
     recipe, own = make_recipe(scale, options | {"method": method.name}, method.own_recipe_class, method.defaults.get(scale, {}))
     if recipe.backbone.replace("_", "-") not in BACKBONES: raise BadInput(f"--backbone {recipe.backbone}: choose from {', '.join(BACKBONES)}.")
     check_own(own)

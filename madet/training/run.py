@@ -99,6 +99,8 @@ def run(recipe, own, build, out, scale="thimble", resume=False, given=None, devi
             raise BadInput(f"--total-batch {recipe.total_batch} cannot be shared by {world()} processes; choose a multiple of {world()}")
 
         parts = open_parts(recipe, geometry(own) if callable(geometry) else geometry)
+        if not any(bool((~record.objects.ignore).any()) for record in parts["train"].records):
+            raise BadInput(f"the {len(parts['train'])} training images of {recipe.data} have no object to learn from; madet data show lists what is wrong with the labels")
         seed_everything(recipe.seed)
         model = build(recipe, own, len(parts["train"].classes))
         model.classes = tuple(parts["train"].classes)
