@@ -19,7 +19,7 @@ from pathlib import Path
 
 NOTEBOOK_SECONDS, LONG_NOTEBOOK_SECONDS = 180, 1200  # killed after that
 SLOW_SECONDS = 30  # a notebook's share; slower ones are named
-TESTS_SECONDS, LONG_TESTS_SECONDS, PARITY_SECONDS = 540, 4 * 3600, 300
+TESTS_SECONDS, LONG_TESTS_SECONDS, PARITY_SECONDS = 720, 4 * 3600, 300
 PARITY = ("anchors assign_atss assign_maxiou coder_delta_xywh loss_boxes loss_classes centerness nms model_atss_r50 "
           "model_retinanet_r50 eval_voc eval_coco deform_conv official_madet_*").split()
 
