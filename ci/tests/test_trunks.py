@@ -31,7 +31,7 @@ def test_a_step_of_atss(name):
 def test_trained_batch_norm_finds_its_trunk_again(name):
     make = res2net if name.startswith("res2net") else resnet
     trained = make(name, None, norm="bn_frozen_stats").state_dict()
-    model = same_norm(SimpleNamespace(backbone=None), SimpleNamespace(backbone=name), {f"backbone.{key}": value for key, value in trained.items()})
+    model = same_norm(SimpleNamespace(backbone=make(name, None)), SimpleNamespace(backbone=name), {f"backbone.{key}": value for key, value in trained.items()})
     model.backbone.load_state_dict(trained)
 
 
