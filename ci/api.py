@@ -1,4 +1,5 @@
 """Documented names of a module, read from its source: signature, docstring, comments beside parameters, code. Used by ci/docs.py."""
+
 import ast
 import inspect
 import re
@@ -10,7 +11,7 @@ OPEN_UP_TO = 25  # lines of source that are shown unfolded
 @dataclass
 class Name:
     node: ast.AST
-    lines: list      # of its source, decorators included
+    lines: list  # of its source, decorators included
 
 
 def definitions(path):
@@ -20,7 +21,7 @@ def definitions(path):
     for node in ast.parse(text).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             start = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-            out[node.name] = Name(node, lines[start - 1:node.end_lineno])
+            out[node.name] = Name(node, lines[start - 1 : node.end_lineno])
     return out
 
 
@@ -58,17 +59,26 @@ def parameters(one):
     node = one.node
     if isinstance(node, ast.FunctionDef):
         args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        head = one.lines[:max(1, len(one.lines) - (node.end_lineno - node.body[0].lineno) - 1)]
+        head = one.lines[: max(1, len(one.lines) - (node.end_lineno - node.body[0].lineno) - 1)]
         beside = comments(head)
-        rows = [(arg.arg, ast.unparse(arg.annotation) if arg.annotation else "", beside[arg.arg]) for arg in args if arg.arg in beside]
-        return "".join(["| parameter | type | what |\n|---|---|---|\n"] * bool(rows) + [f"| `{n}` | {f'`{cell(t)}`' if t else ''} | {cell(w)} |\n" for n, t, w in rows])
+        rows = [
+            (arg.arg, ast.unparse(arg.annotation) if arg.annotation else "", beside[arg.arg])
+            for arg in args
+            if arg.arg in beside
+        ]
+        return "".join(
+            ["| parameter | type | what |\n|---|---|---|\n"] * bool(rows)
+            + [f"| `{n}` | {f'`{cell(t)}`' if t else ''} | {cell(w)} |\n" for n, t, w in rows]
+        )
     if not is_dataclass(node):
         return ""
     beside, rows = comments(one.lines), []
     for field in node.body:
         if isinstance(field, ast.AnnAssign):
             default = f"`{cell(ast.unparse(field.value))}`" if field.value else ""
-            rows.append(f"| `{field.target.id}` | `{cell(ast.unparse(field.annotation))}` | {default} | {cell(beside.get(field.target.id, ''))} |\n")
+            rows.append(
+                f"| `{field.target.id}` | `{cell(ast.unparse(field.annotation))}` | {default} | {cell(beside.get(field.target.id, ''))} |\n"
+            )
     return "".join(["| field | type | default | what |\n|---|---|---|---|\n"] * bool(rows) + rows)
 
 
@@ -80,7 +90,9 @@ def methods(node):
             if "property" in kind:
                 yield f":::{{py:property}} {one.name}\n{docstring(one)}\n:::\n"
             else:
-                flag = "".join(f":{word}:\n" for word in ("staticmethod", "classmethod") if word in kind)
+                flag = "".join(
+                    f":{word}:\n" for word in ("staticmethod", "classmethod") if word in kind
+                )
                 yield f":::{{py:method}} {one.name}{signature(one, 'staticmethod' not in kind)}\n{flag}\n{docstring(one)}\n:::\n"
 
 
@@ -88,10 +100,11 @@ def source(one):
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
+
     first, lines = one.node.body[0], list(one.lines)
     if ast.get_docstring(one.node) and len(one.node.body) > 1:  # it stands above already
         start = one.node.end_lineno - len(lines) + 1
-        del lines[first.lineno - start:first.end_lineno - start + 1]
+        del lines[first.lineno - start : first.end_lineno - start + 1]
     code = highlight("\n".join(lines), PythonLexer(), HtmlFormatter())
     shown = " open" * (len(one.lines) <= OPEN_UP_TO)
     return f'~~~{{raw}} html\n<details class="source"{shown}><summary>Source</summary>\n<div class="highlight-python">{code}</div></details>\n~~~\n'
@@ -101,10 +114,14 @@ def entry(module, one, level):
     """Markdown that documents a name: heading, signature, docstring, parameters, source."""
     node, inside = one.node, ""
     if isinstance(node, ast.ClassDef):
-        init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        init = next(
+            (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
+        )
         head, inside = "class", "\n".join(methods(node))
         arguments = signature(init, True).split(" -> ")[0] if init else ""
     else:
         head, arguments = "function", signature(node)
-    return (f"{'#' * level} `{node.name}`\n\n:::::{{py:{head}}} {node.name}{arguments}\n:module: {module}\n\n{docstring(node)}\n\n"
-            f"{parameters(one)}\n{inside}\n:::::\n\n{source(one)}")
+    return (
+        f"{'#' * level} `{node.name}`\n\n:::::{{py:{head}}} {node.name}{arguments}\n:module: {module}\n\n{docstring(node)}\n\n"
+        f"{parameters(one)}\n{inside}\n:::::\n\n{source(one)}"
+    )

@@ -3,6 +3,7 @@
 Each check returns what it counted and a list of sentences, one per thing that is wrong; its cure stands beside its title.
 Nothing in the tree is written: export and clean work on a temporary copy.
 """
+
 import ast
 import base64
 import json
@@ -19,7 +20,18 @@ import readme
 
 OUTPUT_LIMIT = 300_000  # bytes of stored output in a notebook
 WIDTH_LIMIT = 900  # pixels
-LEFT_OUT = {".git", ".venv", "runs", "build", "dist", "_docs", "_proc", "site", "__pycache__", ".ipynb_checkpoints"}
+LEFT_OUT = {
+    ".git",
+    ".venv",
+    "runs",
+    "build",
+    "dist",
+    "_docs",
+    "_proc",
+    "site",
+    "__pycache__",
+    ".ipynb_checkpoints",
+}
 CHECKS = []
 
 
@@ -27,16 +39,26 @@ def check(title, cure):
     def keep(function):
         CHECKS.append((title, cure, function))
         return function
+
     return keep
 
 
 def files_of(root):
     """Paths of the tree, relative: what git tracks or would track; without git, everything but the usual left-overs."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     if listed.returncode == 0 and (root / ".git").exists():
         names = [Path(name) for name in listed.stdout.split("\0") if name]
     else:
-        names = [path.relative_to(root) for path in root.rglob("*") if not LEFT_OUT & set(path.relative_to(root).parts)]
+        names = [
+            path.relative_to(root)
+            for path in root.rglob("*")
+            if not LEFT_OUT & set(path.relative_to(root).parts)
+        ]
     return sorted(name for name in set(names) if (root / name).is_file())
 
 
@@ -48,7 +70,9 @@ def copy_of(root, to):
 
 def notebooks(root, folder):
     found = sorted((root / folder).rglob("*.ipynb"))
-    return [path for path in found if not any(part[0] in "._" for part in path.relative_to(root).parts)]
+    return [
+        path for path in found if not any(part[0] in "._" for part in path.relative_to(root).parts)
+    ]
 
 
 def load(path):
@@ -61,7 +85,11 @@ def code_cells(notebook):
 
 def differing(before, after, pattern, folder):
     """Paths under `folder` whose bytes differ, with how they do."""
-    names = {path.relative_to(base) for base in (before, after) for path in (base / folder).rglob(pattern)}
+    names = {
+        path.relative_to(base)
+        for base in (before, after)
+        for path in (base / folder).rglob(pattern)
+    }
     for name in sorted(names):
         if "__pycache__" in name.parts or ".ipynb_checkpoints" in name.parts:
             continue
@@ -72,40 +100,72 @@ def differing(before, after, pattern, folder):
             yield name, "differs"
 
 
-@check("export and clean leave the tree unchanged",
-       "nbs/ is the source: carry a hand edit of madet/ over to the notebook, then nbdev-export && nbdev-clean")
+@check(
+    "export and clean leave the tree unchanged",
+    "nbs/ is the source: carry a hand edit of madet/ over to the notebook, then nbdev-export && nbdev-clean",
+)
 def unchanged(root):
     with tempfile.TemporaryDirectory(prefix="madet-check-") as folder:
         before, after, home = (Path(folder) / name for name in ("before", "after", "home"))
         copy_of(root, before)
         shutil.copytree(before, after)
-        for path in (after / "madet").rglob("*.py"):  # or a module whose notebook is gone would stay unseen
+        for path in (after / "madet").rglob(
+            "*.py"
+        ):  # or a module whose notebook is gone would stay unseen
             if path != after / "madet/__init__.py":
                 path.unlink()
-        env = dict(os.environ, XDG_CONFIG_HOME=str(home), IPYTHONDIR=str(home), JUPYTER_CONFIG_DIR=str(home), PYTHONPATH=str(after))
+        env = dict(
+            os.environ,
+            XDG_CONFIG_HOME=str(home),
+            IPYTHONDIR=str(home),
+            JUPYTER_CONFIG_DIR=str(home),
+            PYTHONPATH=str(after),
+        )
         said = []
         for tool in ("nbdev-export", "nbdev-clean"):
-            made = subprocess.run([Path(sys.executable).parent / tool], cwd=after, env=env, capture_output=True, text=True,
-                                  stdin=subprocess.DEVNULL)
+            made = subprocess.run(
+                [Path(sys.executable).parent / tool],
+                cwd=after,
+                env=env,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+            )
             if made.returncode:
                 said.append(f"{tool} failed: {(made.stderr or made.stdout).strip()[-600:]}")
-        said += [f"{name} {how} (not what nbdev-export makes)" for name, how in differing(before, after, "*.py", "madet")]
-        said += [f"{name} {how} (not what nbdev-clean leaves)" for name, how in differing(before, after, "*.ipynb", "nbs")]
+        said += [
+            f"{name} {how} (not what nbdev-export makes)"
+            for name, how in differing(before, after, "*.py", "madet")
+        ]
+        said += [
+            f"{name} {how} (not what nbdev-clean leaves)"
+            for name, how in differing(before, after, "*.ipynb", "nbs")
+        ]
         count = len(list((after / "madet").rglob("*.py"))), len(notebooks(after, "nbs"))
     return f"{count[0]} modules, {count[1]} notebooks", said
 
 
-@check("imports go to lower floors only", "move the code or the import down; the floors are those of ci/floors.py")
+@check(
+    "imports go to lower floors only",
+    "move the code or the import down; the floors are those of ci/floors.py",
+)
 def floors_hold(root):
     said, count = floors.violations(root)
     return f"{count} modules", said
 
 
-@check("madet imports without nbdev, fastcore, IPython, ipywidgets, papermill and the extras",
-       "import such a package inside the one function that needs it")
+@check(
+    "madet imports without nbdev, fastcore, IPython, ipywidgets, papermill and the extras",
+    "import such a package inside the one function that needs it",
+)
 def lean(root):
-    done = subprocess.run([sys.executable, root / "ci/lean_import.py", root], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, cwd=root)
+    done = subprocess.run(
+        [sys.executable, root / "ci/lean_import.py", root],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=root,
+    )
     lines = done.stdout.strip().splitlines()
     if done.returncode and len(lines) < 2:
         return "", [(done.stderr or done.stdout).strip()[-600:]]
@@ -120,8 +180,12 @@ def front_page(root):
 
 def markdown_outputs(path):
     """Stored Markdown outputs of a notebook, by cell."""
-    return {cell["id"]: "".join(output["data"]["text/markdown"]) for cell in code_cells(load(path))
-            for output in cell["outputs"] if "text/markdown" in output.get("data", {})}
+    return {
+        cell["id"]: "".join(output["data"]["text/markdown"])
+        for cell in code_cells(load(path))
+        for output in cell["outputs"]
+        if "text/markdown" in output.get("data", {})
+    }
 
 
 @check("the front page's tables are today's", "run ci/readme")
@@ -131,20 +195,39 @@ def tables_are_fresh(root):
         copy_of(root, copy)
         env = dict(os.environ, IPYTHONDIR=folder, XDG_CONFIG_HOME=folder, PYTHONPATH=str(copy))
         stored = markdown_outputs(copy / readme.NOTEBOOK)
-        ran = subprocess.run([Path(sys.executable).parent / "nbdev-test", "--save", copy / readme.NOTEBOOK], cwd=copy, env=env,
-                             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+        ran = subprocess.run(
+            [Path(sys.executable).parent / "nbdev-test", "--save", copy / readme.NOTEBOOK],
+            cwd=copy,
+            env=env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
         if ran.returncode:
-            return "", [f"{readme.NOTEBOOK} does not run: {(ran.stderr or ran.stdout).strip()[-600:]}"]
+            return "", [
+                f"{readme.NOTEBOOK} does not run: {(ran.stderr or ran.stdout).strip()[-600:]}"
+            ]
         fresh = markdown_outputs(copy / readme.NOTEBOOK)
-    return f"{len(fresh)} tables", [f"{readme.NOTEBOOK}: cell {ident} gives another table now" for ident in sorted(fresh.keys() | stored.keys())
-                                    if fresh.get(ident, "").strip() != stored.get(ident, "").strip()]
+    return f"{len(fresh)} tables", [
+        f"{readme.NOTEBOOK}: cell {ident} gives another table now"
+        for ident in sorted(fresh.keys() | stored.keys())
+        if fresh.get(ident, "").strip() != stored.get(ident, "").strip()
+    ]
 
 
-@check("links in the prose lead somewhere", "correct the path; links in nbs/index.ipynb are relative to nbs/")
+@check(
+    "links in the prose lead somewhere",
+    "correct the path; links in nbs/index.ipynb are relative to nbs/",
+)
 def links(root):
     said, count = [], 0
     for path in sorted([*root.glob("*.md"), *root.glob("data/*.md"), *root.glob("papers/*/*.md")]):
-        prose = "".join(part for i, part in enumerate(readme.FENCE.split(path.read_text(encoding="utf-8"))) if not i % 2)
+        prose = "".join(
+            part
+            for i, part in enumerate(readme.FENCE.split(path.read_text(encoding="utf-8")))
+            if not i % 2
+        )
         for _, link in readme.LINK.findall(prose):
             target = link.partition("#")[0]
             if target and not readme.OUTWARD.match(link):
@@ -160,10 +243,14 @@ def picture_width(data):
     return struct.unpack(">I", head[16:20])[0] if head[:4] == b"\x89PNG" else 0
 
 
-@check(f"stored outputs are there, under {OUTPUT_LIMIT // 1000} kB a notebook and {WIDTH_LIMIT} px wide, without errors",
-       "ci/nb round NOTEBOOK runs it and stores its outputs, ci/nb slim NOTEBOOK shrinks stored pictures; fewer figures where that is not enough")
+@check(
+    f"stored outputs are there, under {OUTPUT_LIMIT // 1000} kB a notebook and {WIDTH_LIMIT} px wide, without errors",
+    "ci/nb round NOTEBOOK runs it and stores its outputs, ci/nb slim NOTEBOOK shrinks stored pictures; fewer figures where that is not enough",
+)
 def outputs(root):
-    said, paths, largest = [], notebooks(root, "nbs"), 0
+    said = []
+    paths = notebooks(root, "nbs")
+    largest = 0
     for path in paths:
         cells, name = code_cells(load(path)), path.relative_to(root)
         stored = [output for cell in cells for output in cell["outputs"]]
@@ -175,7 +262,9 @@ def outputs(root):
             said.append(f"{name}: {size / 1000:.0f} kB of stored output")
         if any(output["output_type"] == "error" for output in stored):
             said.append(f"{name}: a stored error")
-        width = max((picture_width(o.get("data", {}).get("image/png", "")) for o in stored), default=0)
+        width = max(
+            (picture_width(o.get("data", {}).get("image/png", "")) for o in stored), default=0
+        )
         if width > WIDTH_LIMIT:
             said.append(f"{name}: a figure {width} px wide")
     return f"{len(paths)} notebooks, the largest {largest / 1000:.0f} kB", said
@@ -189,7 +278,10 @@ def is_prose(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-@check("an exported cell holds imports or work, not both", "split the cell: the site runs import cells, and only those")
+@check(
+    "an exported cell holds imports or work, not both",
+    "split the cell: the site runs import cells, and only those",
+)
 def cells_are_pure(root):
     said, count = [], 0
     for path in notebooks(root, "nbs"):
@@ -204,7 +296,10 @@ def cells_are_pure(root):
     return f"{count} exported cells", said
 
 
-@check("every public function and class has a docstring", "one line what; shapes, units, errors and source where there are any")
+@check(
+    "every public function and class has a docstring",
+    "one line what; shapes, units, errors and source where there are any",
+)
 def docstrings(root):
     said, count = [], 0
     for path in sorted((root / "madet").rglob("*.py")):
@@ -212,15 +307,19 @@ def docstrings(root):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if isinstance(
+                node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            ) and not node.name.startswith("_"):
                 count += 1
                 if not ast.get_docstring(node):
                     said.append(f"{path.relative_to(root)}:{node.lineno}: {node.name}")
     return f"{count} functions and classes", said
 
 
-@check("papers/*.ipynb are templates: a cell tagged parameters, no outputs",
-       "clear all outputs; tag the cell of parameters (Jupyter: property inspector) and keep the tag")
+@check(
+    "papers/*.ipynb are templates: a cell tagged parameters, no outputs",
+    "clear all outputs; tag the cell of parameters (Jupyter: property inspector) and keep the tag",
+)
 def templates(root):
     said, paths = [], notebooks(root, "papers")
     paths = [path for path in paths if "runs" not in path.relative_to(root).parts]
@@ -244,7 +343,10 @@ def main(root, words):
         except Exception as error:  # a broken notebook or module: say it as a finding
             counted, said = "", [f"{type(error).__name__}: {error}"]
         passed, failed = passed + (not said), failed + bool(said)
-        print(f"{'FAILED' if said else 'ok    '} {title}{f' ({counted})' if counted else ''}", flush=True)
+        print(
+            f"{'FAILED' if said else 'ok    '} {title}{f' ({counted})' if counted else ''}",
+            flush=True,
+        )
         for line in said[:40]:
             print(f"       {line}")
         if len(said) > 40:
@@ -252,7 +354,11 @@ def main(root, words):
         if said:
             print(f"       cure: {cure}")
     if not passed + failed:
-        print(f"No check's title has any of: {' '.join(words)}. Titles:\n" + "\n".join(f"  {title}" for title, _, _ in CHECKS), file=sys.stderr)
+        print(
+            f"No check's title has any of: {' '.join(words)}. Titles:\n"
+            + "\n".join(f"  {title}" for title, _, _ in CHECKS),
+            file=sys.stderr,
+        )
         return 2
     print(f"{passed} passed, {failed} failed")
     return int(bool(failed))

@@ -4,6 +4,7 @@ nbdev's processors decide what of a notebook is shown: hidden and exported cells
 rest to Sphinx (myst-nb, furo). Nothing is run: signatures, docstrings and comments are read from the source of madet/, outputs are
 those stored in the notebooks. The site asks no other server for anything; formulas are MathML.
 """
+
 import ast
 import csv
 import json
@@ -28,7 +29,10 @@ FOLDERS = {  # in the order of the navigation; below the guides and papers, the 
     "figures": ("Figures", "Every drawing and table."),
     "assigners": ("Assigners", "Who is positive."),
     "heads": ("Heads", "What is predicted at a place, and what it costs to be wrong."),
-    "detectors": ("Detectors", "Backbone, pyramid and head put together, one constructor a method."),
+    "detectors": (
+        "Detectors",
+        "Backbone, pyramid and head put together, one constructor a method.",
+    ),
     "training": ("Training", "Recipe, loop, checkpoints, run folder."),
     "semi": ("Semi-supervised", "Teachers and students."),
     "reports": ("Reports", "The command line, tables, verdicts, parity."),
@@ -42,14 +46,23 @@ DIRECTIVE = re.compile(r"^#\|[ \t]*(.*?)[ \t]*(?:\n|\Z)", re.M)
 
 def plain(name):
     """A notebook's path without the numbers of files: boxes/00_upright.ipynb -> boxes/upright.ipynb."""
-    return posixpath.join(posixpath.dirname(name), re.sub(r"^\d+[a-z0-9]*_", "", posixpath.basename(name)))
+    return posixpath.join(
+        posixpath.dirname(name), re.sub(r"^\d+[a-z0-9]*_", "", posixpath.basename(name))
+    )
 
 
 def site_map(root):
     """{path from the root: path in the site's source} of everything that becomes a page."""
-    books = [p for ending in ("ipynb", "md") for p in (root / "nbs").rglob(f"*.{ending}")
-             if not any(part[0] in "._" for part in p.relative_to(root).parts)]
-    pages = {f"nbs/{name}": plain(name) for name in sorted(p.relative_to(root / "nbs").as_posix() for p in books)}
+    books = [
+        p
+        for ending in ("ipynb", "md")
+        for p in (root / "nbs").rglob(f"*.{ending}")
+        if not any(part[0] in "._" for part in p.relative_to(root).parts)
+    ]
+    pages = {
+        f"nbs/{name}": plain(name)
+        for name in sorted(p.relative_to(root / "nbs").as_posix() for p in books)
+    }
     for pattern in PROJECT:
         for path in sorted(root.glob(pattern)):
             name = path.relative_to(root).as_posix()
@@ -61,7 +74,11 @@ class Site:
     """What all pages know: where pages are, which names are documented where, and which other files they link to."""
 
     def __init__(self, root, host):
-        self.root, self.host, self.pages, self.files, self.about = root, host, site_map(root), set(), {}
+        self.root = root
+        self.host = host
+        self.pages = site_map(root)
+        self.files = set()
+        self.about = {}
         self.lost = 0
         self.owners = defaultdict(set)  # name -> modules
         for path in (root / "madet").rglob("*.py"):
@@ -77,12 +94,22 @@ class Site:
         if there is None and (self.root / path).is_file():
             there = f"project/{path}"
             self.files.add(path)
-        elif there is None and (self.root / path).is_dir() and f"{path.removeprefix('nbs/')}" in FOLDERS:
+        elif (
+            there is None
+            and (self.root / path).is_dir()
+            and f"{path.removeprefix('nbs/')}" in FOLDERS
+        ):
             there = f"{path.removeprefix('nbs/')}/index.md"
-        return there and posixpath.relpath(there, posixpath.dirname(self.pages[source]) or ".") + mark + anchor
+        return (
+            there
+            and posixpath.relpath(there, posixpath.dirname(self.pages[source]) or ".")
+            + mark
+            + anchor
+        )
 
     def relink(self, text, source, module=""):
         """Markdown with its links made ours; what nbdev linked by name becomes a reference where the name is unambiguous."""
+
         def by_name(hit):
             name = hit[1].removesuffix("()").split("(")[0]
             owners = self.owners.get(name.split(".")[0], set())
@@ -102,7 +129,10 @@ class Site:
 
         parts = FENCE.split(text)
         named = re.compile(rf"\[`([^`]+)`\]\({re.escape(self.host)}[^)]*\)")
-        return "".join(part if i % 2 else LINK.sub(by_path, named.sub(by_name, part)) for i, part in enumerate(parts))
+        return "".join(
+            part if i % 2 else LINK.sub(by_path, named.sub(by_name, part))
+            for i, part in enumerate(parts)
+        )
 
 
 def text_of(value):
@@ -111,8 +141,14 @@ def text_of(value):
 
 def module_of(path):
     """The module that a notebook exports to, or ""."""
-    sources = (text_of(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
-    found = next(filter(None, (re.match(r"#\| *default_exp +(\S+)", text) for text in sources)), None)
+    sources = (
+        text_of(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    )
+    found = next(
+        filter(None, (re.match(r"#\| *default_exp +(\S+)", text) for text in sources)), None
+    )
     return f"madet.{found[1]}" if found else ""
 
 
@@ -121,11 +157,15 @@ def shown(path):
     from nbdev.process import NBProcessor
     from nbdev.processors import FilterDefaults, exec_show_docs
     from fastcore.nbio import nb2dict, read_nb
+
     notebook = read_nb(path)
     for cell in notebook.cells:
         if cell.cell_type == "code" and re.match(r"#\| *export\b", cell.source):
             body = ast.parse(cell.source).body
-            if not any(isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)) for n in body):
+            if not any(
+                isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom))
+                for n in body
+            ):
                 cell.source = DIRECTIVE.sub("", cell.source, count=1)
     processors = [one for one in FilterDefaults().base_procs() if one is not exec_show_docs]
     NBProcessor(nb=notebook, procs=processors, rm_directives="quarto").process()
@@ -138,7 +178,11 @@ def markdown(text):
 
 def documented(cell):
     """The name that a cell of nbdev's documents; "" for any other cell."""
-    found = re.search(r"^show_doc\((\w+)\)", text_of(cell["source"]), re.M) if cell["cell_type"] == "code" else None
+    found = (
+        re.search(r"^show_doc\((\w+)\)", text_of(cell["source"]), re.M)
+        if cell["cell_type"] == "code"
+        else None
+    )
     return found[1] if found else ""
 
 
@@ -154,34 +198,69 @@ def page(site, source):
     path = site.root / source
     module = module_of(path)
     known = api.definitions(site.root / (module.replace(".", "/") + ".py")) if module else {}
-    cells, heading, deep = [], "", False
+    cells = []
+    heading = ""
+    deep = False
     for cell in in_order(shown(path)["cells"], known):
         text = text_of(cell["source"])
         if cell["cell_type"] == "raw":
-            head = dict(re.findall(r"^(\w[\w-]*):[ \t]*(.+?)[ \t]*$", re.sub(r"\n +", " ", text), re.M))
-            title, about = (head.get(key, "").strip("\"'").replace("''", "'") for key in ("title", "description"))
+            head = dict(
+                re.findall(r"^(\w[\w-]*):[ \t]*(.+?)[ \t]*$", re.sub(r"\n +", " ", text), re.M)
+            )
+            title, about = (
+                head.get(key, "").strip("\"'").replace("''", "'")
+                for key in ("title", "description")
+            )
             site.about[source] = heading, _ = title or path.stem, about
-            made = f"\n```{{py:module}} {module}\n```\n\n{{.made}}\nModule `{module}`, made from `{source}`.\n" if module else ""
-            cells.append(markdown(f"# {heading}\n" + (f"\n{{.lead}}\n{about.rstrip('.')}.\n" if about else "") + made))
+            made = (
+                f"\n```{{py:module}} {module}\n```\n\n{{.made}}\nModule `{module}`, made from `{source}`.\n"
+                if module
+                else ""
+            )
+            cells.append(
+                markdown(
+                    f"# {heading}\n"
+                    + (f"\n{{.lead}}\n{about.rstrip('.')}.\n" if about else "")
+                    + made
+                )
+            )
         elif cell["cell_type"] == "markdown":
             if "AUTOGENERATED" not in text:
                 for level, words in re.findall(r"^(##+)[ \t]+(.+?)[ \t]*$", text, re.M):
                     heading, deep = words, True
                 cells.append(markdown(site.relink(text, source, module)))
-        elif (name := documented(cell)):
+        elif name := documented(cell):
             if name in known:
                 cells.append(markdown(api.entry(module, known[name], 3 if deep else 2)))
         else:
-            cells.append(code(site, cell, DIRECTIVE.findall(text), DIRECTIVE.sub("", text).strip("\n"), heading, source, module))
+            cells.append(
+                code(
+                    site,
+                    cell,
+                    DIRECTIVE.findall(text),
+                    DIRECTIVE.sub("", text).strip("\n"),
+                    heading,
+                    source,
+                    module,
+                )
+            )
     for number, cell in enumerate(cells):
         cell["id"] = f"c{number}"
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    return {"cells": [cell for cell in cells if cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    return {
+        "cells": [cell for cell in cells if cell],
+        "metadata": kernel,
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 def code(site, cell, said, text, heading, source, module):
     """A code cell with its stored outputs; pictures get a description for those who cannot see them."""
-    alt = next((word.split(":", 1)[1].strip() for word in said if word.startswith("fig-alt:")), f"Figure of the section {heading}".replace("`", ""))
+    alt = next(
+        (word.split(":", 1)[1].strip() for word in said if word.startswith("fig-alt:")),
+        f"Figure of the section {heading}".replace("`", ""),
+    )
     tags = ["remove-input"] * any(re.fullmatch(r"echo:\s*false", word) for word in said)
     outputs = cell.get("outputs", [])
     for output in outputs:
@@ -189,8 +268,13 @@ def code(site, cell, said, text, heading, source, module):
         if "text/markdown" in data:
             data["text/markdown"] = site.relink(text_of(data["text/markdown"]), source, module)
         data.pop("application/vnd.jupyter.widget-view+json", None)
-    return {"cell_type": "code", "execution_count": None, "outputs": outputs, "source": text,
-            "metadata": {"tags": tags, "mystnb": {"image": {"alt": alt}}}}
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "outputs": outputs,
+        "source": text,
+        "metadata": {"tags": tags, "mystnb": {"image": {"alt": alt}}},
+    }
 
 
 def table_page(path, name):
@@ -199,8 +283,14 @@ def table_page(path, name):
         rows = list(csv.DictReader(file))
     columns = [key for key in (rows[0] if rows else {}) if any(row[key] for row in rows)]
     clean = lambda text: (text or "").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)] + ["| " + " | ".join(clean(row[key]) for key in columns) + " |" for row in rows]
-    return f"# `{name}`\n\nThe file as it stands in the repository, without its empty columns.\n\n" + "\n".join(lines if rows else ["No row yet."]) + "\n"
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)] + [
+        "| " + " | ".join(clean(row[key]) for key in columns) + " |" for row in rows
+    ]
+    return (
+        f"# `{name}`\n\nThe file as it stands in the repository, without its empty columns.\n\n"
+        + "\n".join(lines if rows else ["No row yet."])
+        + "\n"
+    )
 
 
 def folder_page(site, folder, entries):
@@ -216,7 +306,11 @@ def folder_page(site, folder, entries):
 def toctree(targets, caption=""):
     """A hidden list of pages, which makes the navigation."""
     inside = "\n".join("/" + re.sub(r"\.(ipynb|md)$", "", target) for target in targets)
-    return f"\n\n```{{toctree}}\n:hidden:\n" + f":caption: {caption}\n" * bool(caption) + f":maxdepth: 1\n\n{inside}\n```\n"
+    return (
+        f"\n\n```{{toctree}}\n:hidden:\n"
+        + f":caption: {caption}\n" * bool(caption)
+        + f":maxdepth: 1\n\n{inside}\n```\n"
+    )
 
 
 def home(source):
@@ -230,8 +324,14 @@ def home(source):
 
 def names_page(site):
     """Every documented name with its first sentence, folder by folder."""
-    out = ["# Names\n\nEvery public function and class, by the module that has it. A module's page is the notebook that it is made from.\n"]
-    modules = {module: target for source, target in site.pages.items() if source.endswith(".ipynb") and (module := module_of(site.root / source))}
+    out = [
+        "# Names\n\nEvery public function and class, by the module that has it. A module's page is the notebook that it is made from.\n"
+    ]
+    modules = {
+        module: target
+        for source, target in site.pages.items()
+        if source.endswith(".ipynb") and (module := module_of(site.root / source))
+    }
     for folder, (title, _) in FOLDERS.items():
         inside = [module for module in modules if module.startswith(f"madet.{folder}.")]
         out += [f"## {title}\n"] * bool(inside)
@@ -239,18 +339,42 @@ def names_page(site):
             known = api.definitions(site.root / (module.replace(".", "/") + ".py"))
             if known:
                 out.append(f"### [`{module}`]({modules[module]})\n")
-                out += [f"* {{py:obj}}`{name} <{module}.{name}>`: {api.first_line(one.node)}" for name, one in known.items()] + [""]
+                out += [
+                    f"* {{py:obj}}`{name} <{module}.{name}>`: {api.first_line(one.node)}"
+                    for name, one in known.items()
+                ] + [""]
     return "\n".join(out)
 
 
 def front_toctrees(site):
     """The lists at the end of the front page."""
-    folders = [name for name in FOLDERS if any(home(source) == name for source in site.pages if source != "README.md")]
-    alone = [target for source, target in site.pages.items() if source.startswith("nbs/") and source.count("/") == 1 and target not in ("index.ipynb", "main.ipynb")]
-    project = [target for source, target in site.pages.items() if target.startswith("project/") and home(source) == "."]
-    start, library = (([f"{name}/index" for name in folders if (name in ("guides", "papers")) == first]) for first in (True, False))
+    folders = [
+        name
+        for name in FOLDERS
+        if any(home(source) == name for source in site.pages if source != "README.md")
+    ]
+    alone = [
+        target
+        for source, target in site.pages.items()
+        if source.startswith("nbs/")
+        and source.count("/") == 1
+        and target not in ("index.ipynb", "main.ipynb")
+    ]
+    project = [
+        target
+        for source, target in site.pages.items()
+        if target.startswith("project/") and home(source) == "."
+    ]
+    start, library = (
+        ([f"{name}/index" for name in folders if (name in ("guides", "papers")) == first])
+        for first in (True, False)
+    )
     command = [target for target in site.pages.values() if target == "main.ipynb"]
-    return toctree(alone + start, "Start") + toctree(library + command, "Library") + toctree(["names", *project], "Reference")
+    return (
+        toctree(alone + start, "Start")
+        + toctree(library + command, "Library")
+        + toctree(["names", *project], "Reference")
+    )
 
 
 def sources(site):
@@ -271,7 +395,10 @@ def sources(site):
             text = path.read_text(encoding="utf-8")
             title = re.search(r"^#[ \t]+(.+?)[ \t]*$", text, re.M)
             first = re.search(r"^#[^\n]*\n+([A-Z][^\n]*(?:\n[^\n]+)*)", text, re.M)
-            site.about[source] = title[1] if title else path.stem, re.split(r"(?<=\.)\s", " ".join(first[1].split()))[0] if first else ""
+            site.about[source] = (
+                title[1] if title else path.stem,
+                re.split(r"(?<=\.)\s", " ".join(first[1].split()))[0] if first else "",
+            )
             out[target] = site.relink(text, source)
         if source.endswith(".csv"):
             site.about[source] = f"`{source}`", "the table as a file"
@@ -279,7 +406,11 @@ def sources(site):
     cards = folders.pop("data/README.md", [])
     if cards:
         out[site.pages["data/README.md"]] += toctree(target for _, target in cards)
-    out |= {f"{folder}/index.md": folder_page(site, folder, entries) for folder, entries in folders.items() if folder in FOLDERS}
+    out |= {
+        f"{folder}/index.md": folder_page(site, folder, entries)
+        for folder, entries in folders.items()
+        if folder in FOLDERS
+    }
     out["names.md"] = names_page(site)
     return out | {f"project/{name}": (site.root / name).read_bytes() for name in site.files}
 
@@ -295,12 +426,15 @@ def write(folder, files):
 
 def mathml(display):
     """A visitor that writes a formula as MathML, which browsers draw without a script."""
+
     def visit(self, node):
         from docutils.nodes import SkipNode
         from latex2mathml.converter import convert
+
         made = convert(node.astext(), display=display)
         self.body.append(made if display == "inline" else f'<div class="math">{made}</div>')
         raise SkipNode
+
     return visit
 
 
@@ -313,26 +447,62 @@ def setup(app):
 def configuration(root):
     version = re.search(r'__version__ = "(.+)"', (root / "madet/__init__.py").read_text())[1]
     return dict(
-        project="madet", copyright="The madet authors, Apache-2.0", version=version, release=version, html_title=f"madet {version}", language="en",
-        extensions=["myst_nb", "docs"], exclude_patterns=["project/**.ipynb"], html_theme="furo", html_math_renderer="mathml",
-        nb_execution_mode="off", nb_render_markdown_format="myst", nb_ipywidgets_js={}, nb_merge_streams=True, nb_number_source_lines=False,
-        myst_enable_extensions=["dollarmath", "colon_fence", "attrs_inline", "attrs_block"], myst_heading_anchors=3,
-        suppress_warnings=["myst.header"], add_module_names=False, toc_object_entries=False, python_maximum_signature_line_length=96,
-        html_copy_source=False, html_show_sourcelink=False, html_show_sphinx=False, html_static_path=[str(root / "ci/site")], html_css_files=["site.css"])
+        project="madet",
+        copyright="The madet authors, Apache-2.0",
+        version=version,
+        release=version,
+        html_title=f"madet {version}",
+        language="en",
+        extensions=["myst_nb", "docs"],
+        exclude_patterns=["project/**.ipynb"],
+        html_theme="furo",
+        html_math_renderer="mathml",
+        nb_execution_mode="off",
+        nb_render_markdown_format="myst",
+        nb_ipywidgets_js={},
+        nb_merge_streams=True,
+        nb_number_source_lines=False,
+        myst_enable_extensions=["dollarmath", "colon_fence", "attrs_inline", "attrs_block"],
+        myst_heading_anchors=3,
+        suppress_warnings=["myst.header"],
+        add_module_names=False,
+        toc_object_entries=False,
+        python_maximum_signature_line_length=96,
+        html_copy_source=False,
+        html_show_sourcelink=False,
+        html_show_sphinx=False,
+        html_static_path=[str(root / "ci/site")],
+        html_css_files=["site.css"],
+    )
 
 
 def main(root, out):
     from nbdev.config import get_config
     from sphinx.application import Sphinx
+
     config = get_config(root)
-    site, source = Site(root, f"{config.doc_host}{config.doc_baseurl}".rstrip("/")), root / "_proc/site"
+    site = Site(root, f"{config.doc_host}{config.doc_baseurl}".rstrip("/"))
+    source = root / "_proc/site"
     write(source, sources(site))
     made = root / "_proc/html"  # not OUT itself: myst-nb leaves a folder beside its output
-    app = Sphinx(source, None, made, root / "_proc/doctrees", "html", configuration(root), status=None, freshenv=True)
+    app = Sphinx(
+        source,
+        None,
+        made,
+        root / "_proc/doctrees",
+        "html",
+        configuration(root),
+        status=None,
+        freshenv=True,
+    )
     app.build(force_all=True)
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(made, out, ignore=shutil.ignore_patterns("_sources", ".buildinfo*", ".doctrees"))
-    print(f"{len(site.pages)} pages in {out}; {app._warncount + site.lost} warnings", file=sys.stderr)
+    shutil.copytree(
+        made, out, ignore=shutil.ignore_patterns("_sources", ".buildinfo*", ".doctrees")
+    )
+    print(
+        f"{len(site.pages)} pages in {out}; {app._warncount + site.lost} warnings", file=sys.stderr
+    )
     return int(bool(app._warncount + site.lost or app.statuscode))
 
 

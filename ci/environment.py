@@ -3,6 +3,7 @@
 `.venv/madet-stamp` holds what the environment was made from: the requirement files' hash, the Python version and the
 folder. Other requirements are installed into it; another Python or another folder makes it anew.
 """
+
 import fcntl
 import hashlib
 import json
@@ -29,15 +30,22 @@ def give_up(text):
 
 
 def wanted(root, version):
-    digest = hashlib.sha256(b"".join((root / name).read_bytes() for name in REQUIREMENTS)).hexdigest()
+    digest = hashlib.sha256(
+        b"".join((root / name).read_bytes() for name in REQUIREMENTS)
+    ).hexdigest()
     return {"requirements": digest, "python": version, "folder": str(root)}
 
 
 def version_of(python):
     """Major and minor version of an interpreter; None where it does not run."""
     try:
-        return subprocess.run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], text=True,
-                              capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout.strip()
+        return subprocess.run(
+            [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            text=True,
+            capture_output=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -50,16 +58,30 @@ def read_stamp(path):
 
 
 def runs(python, code):
-    return subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [python, "-c", code], cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
 
 
 def install(python, root, log):
     """Runs pip with its chatter in a log; a line now and then says that it is still at work."""
-    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
-               "-e", f"{root}[dev]"]
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
+        "-e",
+        f"{root}[dev]",
+    ]
     start, told = time.monotonic(), 0
     with open(log, "w") as out:
-        child = subprocess.Popen(command, cwd=root, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command, cwd=root, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
         try:
             while child.poll() is None:
                 time.sleep(0.2)
@@ -71,10 +93,16 @@ def install(python, root, log):
             child.wait()
             raise
     if child.returncode:
-        errors = [line for line in log.read_text(errors="replace").splitlines() if "WARNING: Location" not in line]
+        errors = [
+            line
+            for line in log.read_text(errors="replace").splitlines()
+            if "WARNING: Location" not in line
+        ]
         say("\n".join(["", *errors[-15:], ""]))
-        give_up(f"Installing failed; all of pip's output is in {log}. If the network or a proxy is the cause, set PIP_INDEX_URL "
-                "or PIP_PROXY; then run the same command again, it goes on from here.")
+        give_up(
+            f"Installing failed; all of pip's output is in {log}. If the network or a proxy is the cause, set PIP_INDEX_URL "
+            "or PIP_PROXY; then run the same command again, it goes on from here."
+        )
     return time.monotonic() - start
 
 
@@ -95,27 +123,46 @@ def prepare(root):
     free = shutil.disk_usage(root).free / 1e9
     if not there or reason:
         if free < NEEDED_GB:
-            give_up(f"An environment takes about 6 GB and {root} has {free:.1f} GB free: make room, then run this again.")
+            give_up(
+                f"An environment takes about 6 GB and {root} has {free:.1f} GB free: make room, then run this again."
+            )
         if reason:
             say(f"Making .venv anew: {reason}.")
-        say(f"Setting up .venv with Python {own}: about 6 GB on disk (PyTorch and its libraries are most of it) and 1 to 3 minutes "
-            "with a fast network.\nIt happens once.")
-        made = subprocess.run([getattr(sys, "_base_executable", sys.executable), "-m", "venv", "--clear", venv], capture_output=True, text=True)
+        say(
+            f"Setting up .venv with Python {own}: about 6 GB on disk (PyTorch and its libraries are most of it) and 1 to 3 minutes "
+            "with a fast network.\nIt happens once."
+        )
+        made = subprocess.run(
+            [getattr(sys, "_base_executable", sys.executable), "-m", "venv", "--clear", venv],
+            capture_output=True,
+            text=True,
+        )
         if made.returncode:
-            give_up(made.stdout + made.stderr + "Making .venv failed; on Debian or Ubuntu `apt install python3-venv` may be missing.")
+            give_up(
+                made.stdout
+                + made.stderr
+                + "Making .venv failed; on Debian or Ubuntu `apt install python3-venv` may be missing."
+            )
     else:
-        say("Bringing .venv up to date: the requirements have changed (seconds, unless PyTorch is among them)." if old else
-            "Finishing .venv, which is not known to be complete (up to 3 minutes and 6 GB if PyTorch is still missing).")
+        say(
+            "Bringing .venv up to date: the requirements have changed (seconds, unless PyTorch is among them)."
+            if old
+            else "Finishing .venv, which is not known to be complete (up to 3 minutes and 6 GB if PyTorch is still missing)."
+        )
     stamp.unlink(missing_ok=True)
     seconds = install(python, root, venv / "install.log")
     pair = runs(python, PAIR)
     if pair.returncode:
         last = (pair.stderr.strip().splitlines() or ["(no message)"])[-1]
-        give_up(f"torch and torchvision do not fit together ({last}). They must come from one index; remove .venv, set PIP_INDEX_URL "
-                "to that index (or unset PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL), and run this again.")
+        give_up(
+            f"torch and torchvision do not fit together ({last}). They must come from one index; remove .venv, set PIP_INDEX_URL "
+            "to that index (or unset PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL), and run this again."
+        )
     found = runs(python, "import madet; print(madet.__file__)")
     if found.returncode or Path(found.stdout.strip()).parent.parent != root:
-        give_up(f"madet was installed but does not import from {root}: {found.stderr.strip() or found.stdout.strip()}\nRemove .venv and run this again.")
+        give_up(
+            f"madet was installed but does not import from {root}: {found.stderr.strip() or found.stdout.strip()}\nRemove .venv and run this again."
+        )
     stamp.write_text(json.dumps(wanted(root, version_of(python)), indent=1) + "\n")
     say(f".venv is ready ({seconds:.0f} s).")
 

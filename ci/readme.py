@@ -4,6 +4,7 @@ Our own small bridge, so that no site generator is needed. The front matter beco
 with its links made relative to the root, code stays unless its cell says `#| hide` or `#| echo: false`, and outputs follow:
 Markdown as itself, pictures as files in nbs/images, text in a fence. A picture's alt text comes from `#| fig-alt: ...`.
 """
+
 import base64
 import json
 import posixpath
@@ -34,7 +35,10 @@ def from_root(link):
 
 def relink(markdown):
     parts = FENCE.split(markdown)  # odd ones are code and stay
-    return "".join(part if i % 2 else LINK.sub(lambda m: m[1] + from_root(m[2]), part) for i, part in enumerate(parts))
+    return "".join(
+        part if i % 2 else LINK.sub(lambda m: m[1] + from_root(m[2]), part)
+        for i, part in enumerate(parts)
+    )
 
 
 def front_matter(source):
@@ -55,7 +59,9 @@ def outputs_of(cell, alt, pictures):
         elif "text/markdown" in data:
             yield relink(text_of(data["text/markdown"]).strip())
         elif "text/plain" in data or "text" in output:
-            yield "```text\n" + text_of(data.get("text/plain", output.get("text"))).rstrip() + "\n```"
+            yield (
+                "```text\n" + text_of(data.get("text/plain", output.get("text"))).rstrip() + "\n```"
+            )
 
 
 def convert(notebook):
@@ -65,7 +71,10 @@ def convert(notebook):
         source = text_of(cell["source"]).strip()
         if cell["cell_type"] == "raw":
             head = front_matter(source)
-            pieces += [f"# {head.get('title', 'madet')}", *([head["description"].rstrip(".") + "."] if "description" in head else [])]
+            pieces += [
+                f"# {head.get('title', 'madet')}",
+                *([head["description"].rstrip(".") + "."] if "description" in head else []),
+            ]
         elif cell["cell_type"] == "markdown":
             pieces.append(relink(source))
         else:
@@ -75,7 +84,14 @@ def convert(notebook):
             code = DIRECTIVE.sub("", source).strip()
             if code and not any(re.fullmatch(r"echo:\s*false", word) for word in said):
                 pieces.append(f"```python\n{code}\n```")
-            alt = next((word.split(":", 1)[1].strip().strip("\"'") for word in said if word.startswith("fig-alt:")), "")
+            alt = next(
+                (
+                    word.split(":", 1)[1].strip().strip("\"'")
+                    for word in said
+                    if word.startswith("fig-alt:")
+                ),
+                "",
+            )
             pieces += outputs_of(cell, alt, pictures)
     return "\n\n".join(piece for piece in pieces if piece) + "\n", pictures
 
@@ -88,7 +104,11 @@ def wanted(root):
 
 def stray(root, files):
     """Pictures of an earlier README that nothing shows any more."""
-    return sorted(path for path in (Path(root) / PICTURES).glob("index_*") if f"{PICTURES}/{path.name}" not in files)
+    return sorted(
+        path
+        for path in (Path(root) / PICTURES).glob("index_*")
+        if f"{PICTURES}/{path.name}" not in files
+    )
 
 
 def drift(root):

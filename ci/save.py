@@ -3,6 +3,7 @@
 Pictures are stored at one pixel a pixel (nbdev's shell would double them), and as JPEG where that is less than half of a PNG above
 30 kB, which is so for photographs; line drawings stay PNG, with a palette of 128 colours.
 """
+
 import base64
 import io
 import json
@@ -10,13 +11,14 @@ import sys
 from pathlib import Path
 
 LARGE = 30_000  # bytes of PNG below which nothing is gained
-COLOURS = 128
+COLORS = 128
 WIDEST = 900  # pixels
 
 
 def smaller(png, halve):
     """(mime, bytes) of a picture given as PNG bytes; `halve` where it was stored at double size."""
     from PIL import Image
+
     image = Image.open(io.BytesIO(png))
     if halve:
         image = image.convert("RGBA").resize((image.width // 2, image.height // 2), Image.LANCZOS)
@@ -29,7 +31,7 @@ def smaller(png, halve):
     flat.save(photo, "JPEG", quality=72, optimize=True)
     if len(png) >= LARGE and len(photo.getvalue()) < len(png) / 2:
         return "image/jpeg", photo.getvalue()
-    flat.quantize(COLOURS, dither=Image.Dither.NONE).save(drawing, "PNG", optimize=True)
+    flat.quantize(COLORS, dither=Image.Dither.NONE).save(drawing, "PNG", optimize=True)
     return "image/png", min(png, drawing.getvalue(), key=len)
 
 
@@ -53,7 +55,10 @@ def slim(path, halve=False):
                 data[mime] = base64.b64encode(new).decode()
                 saved += len(old) - len(new)
     if saved:
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n",
+            encoding="utf-8",
+        )
     return saved
 
 
@@ -61,8 +66,11 @@ def run(path):
     """Runs a notebook as nbdev-test does and stores its outputs; True where it passed."""
     from execnb.shell import CaptureShell
     from nbdev.test import nbdev_test
+
     make = CaptureShell.__init__
-    CaptureShell.__init__ = lambda self, path=None, mpl_format="png", **options: make(self, path, mpl_format, **options)
+    CaptureShell.__init__ = lambda self, path=None, mpl_format="png", **options: make(
+        self, path, mpl_format, **options
+    )
     try:
         nbdev_test(str(path), save=True)
     except SystemExit as end:

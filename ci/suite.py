@@ -3,6 +3,7 @@
 Stages: notebooks, tests, parity; a path of a notebook or of a test file runs only that. Ends with `N passed, N failed`, the
 sum over notebooks, tests and parity cases; what could not run here (no shared folder, no GPU) is named and not counted.
 """
+
 import argparse
 import json
 import os
@@ -19,9 +20,13 @@ from pathlib import Path
 
 NOTEBOOK_SECONDS, LONG_NOTEBOOK_SECONDS = 180, 1200  # killed after that
 SLOW_SECONDS = 30  # a notebook's share; slower ones are named
-TESTS_SECONDS, LONG_TESTS_SECONDS, PARITY_SECONDS = 720, 4 * 3600, 300
-PARITY = ("anchors assign_atss assign_maxiou coder_delta_xywh loss_boxes loss_classes centerness nms model_atss_r50 "
-          "model_retinanet_r50 eval_voc eval_coco deform_conv official_madet_*").split()
+TESTS_SECONDS = 720
+LONG_TESTS_SECONDS = 4 * 3600
+PARITY_SECONDS = 300
+PARITY = (
+    "anchors assign_atss assign_maxiou coder_delta_xywh loss_boxes loss_classes centerness nms model_atss_r50 "
+    "model_retinanet_r50 eval_voc eval_coco deform_conv official_madet_*"
+).split()
 
 
 def say(text=""):
@@ -36,8 +41,15 @@ class Children:
 
     def run(self, command, seconds, output=None, errors=subprocess.STDOUT, **options):
         """Return code (None: stopped for taking too long) and, where `output` is PIPE, what was printed."""
-        child = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, text=True, start_new_session=True,
-                                 stdout=output, stderr=errors if output else None, **options)
+        child = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            stdout=output,
+            stderr=errors if output else None,
+            **options,
+        )
         self.running.add(child)
         try:
             printed, _ = child.communicate(timeout=seconds)
@@ -69,26 +81,39 @@ def tool(name):
 def find_notebooks(root):
     """The library's notebooks, without hidden ones and those beside a file named .notest."""
     found = sorted((root / "nbs").rglob("*.ipynb"))
-    return [path for path in found if not any(part[0] in "._" for part in path.relative_to(root).parts)
-            and not (path.parent / ".notest").exists()]
+    return [
+        path
+        for path in found
+        if not any(part[0] in "._" for part in path.relative_to(root).parts)
+        and not (path.parent / ".notest").exists()
+    ]
 
 
 def flagged(path, flag):
     """Does any code cell carry the directive?"""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return any(re.search(rf"^#\| *{flag}\b", "".join(cell["source"]), re.M) for cell in cells if cell["cell_type"] == "code")
+    return any(
+        re.search(rf"^#\| *{flag}\b", "".join(cell["source"]), re.M)
+        for cell in cells
+        if cell["cell_type"] == "code"
+    )
 
 
 def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, workers=2):
     """One process a notebook, `workers` at a time; their printing is shown where they fail."""
     tally, times = Counter(), {}
-    with tempfile.TemporaryDirectory(prefix="madet-test-") as home, ThreadPoolExecutor(workers) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="madet-test-") as home,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         env = dict(os.environ, IPYTHONDIR=home, XDG_CONFIG_HOME=home)
         env.setdefault("OMP_NUM_THREADS", "1")
 
         def one(path):
             start = time.monotonic()
-            command = [tool("nbdev-test"), path, "--cell-timeout", str(seconds)] + (["--flags", flags] if flags else [])
+            command = [tool("nbdev-test"), path, "--cell-timeout", str(seconds)] + (
+                ["--flags", flags] if flags else []
+            )
             code, printed = children.run(command, seconds, subprocess.PIPE, cwd=root, env=env)
             return code, printed, time.monotonic() - start
 
@@ -111,8 +136,13 @@ def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, wor
             children.kill_all()
             raise
     if times:
-        say(f"{len(times)} notebooks, {sum(times.values()):.0f} s of their time, the slowest: "
-            + ", ".join(f"{name.stem} {took:.0f} s" for name, took in sorted(times.items(), key=lambda x: -x[1])[:3]))
+        say(
+            f"{len(times)} notebooks, {sum(times.values()):.0f} s of their time, the slowest: "
+            + ", ".join(
+                f"{name.stem} {took:.0f} s"
+                for name, took in sorted(times.items(), key=lambda x: -x[1])[:3]
+            )
+        )
     return tally
 
 
@@ -120,8 +150,21 @@ def run_tests(root, children, paths=(), marks="not long", seconds=TESTS_SECONDS)
     """pytest on ci/tests; counts come from its JUnit report."""
     with tempfile.TemporaryDirectory(prefix="madet-test-") as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", *(paths or ["ci/tests"]), "-q", "-m", marks, "--durations=5", "--durations-min=2",
-                   "-p", "no:cacheprovider", f"--junitxml={report}", f"--basetemp={folder}/tmp"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *(paths or ["ci/tests"]),
+            "-q",
+            "-m",
+            marks,
+            "--durations=5",
+            "--durations-min=2",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            f"--basetemp={folder}/tmp",
+        ]
         code, _ = children.run(command, seconds, cwd=root)
         if code is None:
             say(f"FAILED pytest was stopped after {seconds} s")
@@ -131,8 +174,10 @@ def run_tests(root, children, paths=(), marks="not long", seconds=TESTS_SECONDS)
             suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
         except (OSError, ElementTree.ParseError):
             return Counter(failed=1)
-    total, bad, skipped = (sum(int(suite.get(key, 0)) for suite in suites for key in keys)
-                           for keys in (["tests"], ["failures", "errors"], ["skipped"]))
+    total, bad, skipped = (
+        sum(int(suite.get(key, 0)) for suite in suites for key in keys)
+        for keys in (["tests"], ["failures", "errors"], ["skipped"])
+    )
     return Counter(passed=total - bad - skipped, failed=max(bad, int(code != 0)), skipped=skipped)
 
 
@@ -149,7 +194,9 @@ def run_parity(root, children, only=PARITY, seconds=PARITY_SECONDS):
     if folder is None:
         say("not run: no fixtures in ci/golden or $MADET_SHARED/golden")
         return Counter(skipped=1)
-    code, printed = children.run([sys.executable, "-m", "madet", "parity", "--help"], 60, subprocess.PIPE, cwd=root)
+    code, printed = children.run(
+        [sys.executable, "-m", "madet", "parity", "--help"], 60, subprocess.PIPE, cwd=root
+    )
     if code != 0:
         say("not run: this checkout has no `madet parity`")
         return Counter(skipped=1)
@@ -173,7 +220,10 @@ def stages(root, arguments, children):
     if arguments.long:
         slow = books or [path for path in find_notebooks(root) if flagged(path, "slow")]
         if books or slow and (everything or "notebooks" in words):
-            yield "notebooks with their slow cells", lambda: run_notebooks(root, slow, children, "slow", LONG_NOTEBOOK_SECONDS, 1)
+            yield (
+                "notebooks with their slow cells",
+                lambda: run_notebooks(root, slow, children, "slow", LONG_NOTEBOOK_SECONDS, 1),
+            )
         if tests or everything or "tests" in words:
             yield "long tests", lambda: run_tests(root, children, tests, "long", LONG_TESTS_SECONDS)
         return
@@ -186,31 +236,50 @@ def stages(root, arguments, children):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="ci/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ci/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("what", nargs="*", help="notebooks, tests, parity, or paths of notebooks and test files")
+    parser.add_argument(
+        "what", nargs="*", help="notebooks, tests, parity, or paths of notebooks and test files"
+    )
     parser.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    root, children, total = arguments.root.resolve(), Children(), Counter()
-    unknown = [word for word in arguments.what if word not in ("notebooks", "tests", "parity")
-               and not (word.endswith(".ipynb") or ".py" in word)]
+    root = arguments.root.resolve()
+    children = Children()
+    total = Counter()
+    unknown = [
+        word
+        for word in arguments.what
+        if word not in ("notebooks", "tests", "parity")
+        and not (word.endswith(".ipynb") or ".py" in word)
+    ]
     if unknown:
-        parser.error(f"{unknown[0]} is neither a stage (notebooks, tests, parity) nor a notebook nor a test file")
+        parser.error(
+            f"{unknown[0]} is neither a stage (notebooks, tests, parity) nor a notebook nor a test file"
+        )
     start = time.monotonic()
     for headline, stage in stages(root, arguments, children):
         begun = time.monotonic()
         say(f"--- {headline}")
         tally = stage()
-        say(f"    {tally['passed']} passed, {tally['failed']} failed, {tally['skipped']} not run, {time.monotonic() - begun:.0f} s\n")
+        say(
+            f"    {tally['passed']} passed, {tally['failed']} failed, {tally['skipped']} not run, {time.monotonic() - begun:.0f} s\n"
+        )
         total += tally
-    say(f"{time.monotonic() - start:.0f} s in all" + (f"; not run here: {total['skipped']}" if total["skipped"] else ""))
+    say(
+        f"{time.monotonic() - start:.0f} s in all"
+        + (f"; not run here: {total['skipped']}" if total["skipped"] else "")
+    )
     say(f"{total['passed']} passed, {total['failed']} failed")
     return int(bool(total["failed"] or not total["passed"]))
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it is inherited as ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # also where it is inherited as ignored
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -1,4 +1,5 @@
 """Marks and places that the tests share. Tests marked `long` run only under ci/test-long or with `-m long`."""
+
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "ci")]  # this checkout's madet, and the scripts' own modules
 
-MARKS = {"long": "takes minutes, a browser, a scheduler or several processes: ci/test-long",
-         "gpu": "needs a CUDA device; skipped where there is none"}
+MARKS = {
+    "long": "takes minutes, a browser, a scheduler or several processes: ci/test-long",
+    "gpu": "needs a CUDA device; skipped where there is none",
+}
 
 
 def pytest_configure(config):
@@ -27,6 +30,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="long: ci/test-long, or pytest -m long"))
         if "gpu" in item.keywords:
             import torch
+
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
@@ -63,10 +67,12 @@ def golden(shared):
 @pytest.fixture(scope="session")
 def real(shared):
     """A function from the name of a real data set to its folder; skips where it is absent."""
+
     def folder(name):
         if not (shared / "data" / name).is_dir():
             pytest.skip(f"no {name} in {shared}/data")
         return shared / "data" / name
+
     return folder
 
 

@@ -4,6 +4,7 @@ python kill_server.py; a line of JSON on standard input, [arguments, file for wh
 standard output: the child's number at once, its exit code (negative: the signal that killed it) when it is gone. The child leads a
 session of its own, leaves as any Python does, and writes down what it is doing in the file for the phases.
 """
+
 import gc
 import importlib
 import json
@@ -13,8 +14,20 @@ import signal
 import struct
 import sys
 
-PHASES = ("starting", "noting", "reading", "loading", "step", "saving", "keeping", "evaluating", "scoring", "drawing", "leaving")
-EARLY = "matplotlib.pyplot madet.detectors.dense madet.reports.run madet.reports.train_command pycocotools.cocoeval".split()
+PHASES = (
+    "starting",
+    "noting",
+    "reading",
+    "loading",
+    "step",
+    "saving",
+    "keeping",
+    "evaluating",
+    "scoring",
+    "drawing",
+    "leaving",
+)
+EARLY = "matplotlib.pyplot madet.detectors.dense madet.methods.train madet.methods.train_command pycocotools.cocoeval".split()
 FORMAT = f"{1 + len(PHASES)}I"  # the phase now, then how often each was entered
 
 
@@ -25,7 +38,8 @@ class Place:
         if not path.exists():
             path.write_bytes(bytes(struct.calcsize(FORMAT)))
         self.file = open(path, "r+b")
-        self.bytes, self.owner = mmap.mmap(self.file.fileno(), 0), os.getpid()
+        self.bytes = mmap.mmap(self.file.fileno(), 0)
+        self.owner = os.getpid()
 
     def read(self):
         """(phase, {phase: times entered})"""
@@ -50,26 +64,35 @@ class Place:
                 return inner(*args, **options)
             finally:
                 self.enter(before)
+
         setattr(owner, name, outer)
 
 
 def mark_all(place):
     """What stands between the marked functions of `train` is waiting for the next batch."""
-    from madet.reports import run as report
-    from madet.training import folder, loop, run
+    from madet.methods import train as report
+    from madet.training import run_folder as folder, loop, run
+
     place.mark(folder.RunFolder, "keep", "noting")
     place.mark(folder.RunFolder, "note_environment", "noting")
     place.mark(run, "train", "loading")
     place.mark(run, "evaluate", "scoring", unless="evaluating")
     place.mark(report, "draw", "drawing")
-    for name, phase in dict(take_step="step", save_checkpoint="saving", save_weights="keeping", judge="evaluating", load_checkpoint="reading").items():
+    for name, phase in dict(
+        take_step="step",
+        save_checkpoint="saving",
+        save_weights="keeping",
+        judge="evaluating",
+        load_checkpoint="reading",
+    ).items():
         place.mark(loop, name, phase)
 
 
 def child(arguments, printed, phases):
     """The life of one command, in a forked process."""
     from pathlib import Path
-    from madet.reports.cli import main
+    from madet.cli import main
+
     os.setsid()
     with open(printed, "ab", 0) as file:
         for number in (1, 2):
@@ -97,5 +120,7 @@ def serve():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was inherited as ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # also where it was inherited as ignored
     sys.exit(serve())

@@ -1,4 +1,5 @@
 """The gate itself: each check finds what was planted for it, and the scripts count and exit as they say."""
+
 import json
 import os
 import shutil
@@ -30,22 +31,47 @@ def package(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("line", [
-    "from madet.heads.atss import head", "from ..heads.atss import head", "from .. import heads", "import madet.reports.cli",
-    "def lazily():\n    from ..semi import teacher", "import importlib; importlib.import_module('madet.training.loop')",
-    "from madet.__main__ import main", "from nbdev.export import nb_export", "def f():\n    import fastcore.basics",
-    "from ..boxes.upright import *"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from madet.heads.atss import head",
+        "from ..heads.atss import head",
+        "from .. import heads",
+        "import madet.cli",
+        "def lazily():\n    from ..semi import teacher",
+        "import importlib; importlib.import_module('madet.training.loop')",
+        "from madet.__main__ import main",
+        "from nbdev.export import nb_export",
+        "def f():\n    import fastcore.basics",
+        "from ..boxes.upright import *",
+    ],
+)
 def test_floors_finds_an_import_that_goes_up(package, line):
-    write(package / "madet/assigners/planted.py", f"# %% ../../nbs/assigners/07_planted.ipynb #1\n{line}\n")
+    write(
+        package / "madet/assigners/planted.py",
+        f"# %% ../../nbs/assigners/07_planted.ipynb #1\n{line}\n",
+    )
     found, _ = floors.violations(package)
-    assert len(found) == 1 and "madet/assigners/planted.py" in found[0] and "nbs/assigners/07_planted.ipynb" in found[0]
+    assert (
+        len(found) == 1
+        and "madet/assigners/planted.py" in found[0]
+        and "nbs/assigners/07_planted.ipynb" in found[0]
+    )
 
 
-@pytest.mark.parametrize("folder, line, holds", [
-    ("assigners", "from madet.boxes.geometry import Upright", True), ("assigners", "from .cost import cost", True),
-    ("data", "from madet.nets.tiny import tiny", False), ("boxes", "import torch, math", True),
-    ("reports", "from ..semi.teacher import Teacher", True), ("reports", "from madet import __version__", True),
-    ("boxes", "from madet.boxes.errors import BadInput", True), ("metrics", "from madet.figures.draw import page", False)])
+@pytest.mark.parametrize(
+    "folder, line, holds",
+    [
+        ("assigners", "from madet.boxes.geometry import Upright", True),
+        ("assigners", "from .cost import cost", True),
+        ("data", "from madet.nets.tiny import tiny", False),
+        ("boxes", "import torch, math", True),
+        ("methods", "from ..semi.teacher import Teacher", True),
+        ("methods", "from madet import __version__", True),
+        ("boxes", "from madet.boxes.errors import BadInput", True),
+        ("metrics", "from madet.figures.draw import page", False),
+    ],
+)
 def test_floors_rule(package, folder, line, holds):
     write(package / "madet" / folder / "planted.py", line + "\n")
     assert (floors.violations(package)[0] == []) == holds
@@ -62,17 +88,24 @@ def test_the_tree_itself_keeps_the_floors(root):
 
 
 def lean(root):
-    return subprocess.run([sys.executable, Path(floors.__file__).parent / "lean_import.py", root], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, Path(floors.__file__).parent / "lean_import.py", root],
+        capture_output=True,
+        text=True,
+    )
 
 
-@pytest.mark.parametrize("name", ["nbdev", "fastcore.basics", "IPython.display", "ipywidgets", "papermill", "skimage.data"])
+@pytest.mark.parametrize(
+    "name",
+    ["nbdev", "fastcore.basics", "IPython.display", "ipywidgets", "papermill", "skimage.data"],
+)
 def test_the_import_hook_refuses(package, name):
-    write(package / "madet/reports/planted.py", f"def fine():\n    import {name}\n")
+    write(package / "madet/methods/planted.py", f"def fine():\n    import {name}\n")
     assert lean(package).returncode == 0
-    write(package / "madet/reports/planted.py", f"import math\nimport {name}\n")
+    write(package / "madet/methods/planted.py", f"import math\nimport {name}\n")
     done = lean(package)
     assert done.returncode == 1
-    assert f"madet.reports.planted: madet/reports/planted.py:2: {name.split('.')[0]}" in done.stdout
+    assert f"madet.methods.planted: madet/methods/planted.py:2: {name.split('.')[0]}" in done.stdout
 
 
 def test_the_import_hook_names_a_module_that_runs_when_imported(package):
@@ -103,6 +136,7 @@ def planted(copy):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(change(path.read_text() if path.exists() else ""))
         return path
+
     yield edit
     for path, content in kept.items():
         path.unlink() if content is None else path.write_bytes(content)
@@ -123,8 +157,11 @@ def test_a_module_without_a_notebook_is_found(copy, planted):
 def test_a_notebook_that_was_not_cleaned_is_found(copy, planted):
     def count(text):
         notebook = json.loads(text)
-        next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")["execution_count"] = 7
+        next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")[
+            "execution_count"
+        ] = 7
         return json.dumps(notebook)
+
     name = str(next((copy / "nbs/boxes").glob("*.ipynb")).relative_to(copy))
     planted(name, count)
     _, said = checks.unchanged(copy)
@@ -155,13 +192,17 @@ def test_a_table_that_is_out_of_date_is_found(copy, planted):
 
 
 def test_a_dead_link_is_found(tmp_path):
-    write(tmp_path / "README.md", "[a](nbs/gone.ipynb#x) [b](#here) [c](https://a.b) [d](README.md)\n```\n[e](nowhere)\n```\n")
+    write(
+        tmp_path / "README.md",
+        "[a](nbs/gone.ipynb#x) [b](#here) [c](https://a.b) [d](README.md)\n```\n[e](nowhere)\n```\n",
+    )
     assert checks.links(tmp_path) == ("2 links", ["README.md: nbs/gone.ipynb#x"])
 
 
 def test_the_demo_names_rows_that_exist(root):
     import csv
     import re
+
     named = re.findall(r"--only (\S+)", (root / "ci/demo").read_text())
     with open(root / "papers/atss/grid.csv", newline="") as file:
         rows = {row["row"]: row["scales"].split() for row in csv.DictReader(file)}
@@ -174,28 +215,61 @@ def cell(kind, source, **more):
 
 def test_readme_bridge():
     png = "iVBORw0KGgo="
-    text, pictures = readme.convert({"cells": [
-        cell("raw", "---\ntitle: name\ndescription: A sentence\n---"),
-        cell("markdown", "[a](boxes/00_upright.ipynb#x) [b](../papers/atss/paper.md) [c](https://a.b/c) [d](#here)\n```\n[e](f)\n```"),
-        cell("code", "#| hide\n1", outputs=[{"data": {"text/plain": "secret"}}]),
-        cell("code", "#| echo: false\n#| fig-alt: Two boxes\ndraw()", outputs=[{"data": {"image/png": png, "text/plain": "<Figure>"}}]),
-        cell("code", "2 + 2", outputs=[{"data": {"text/plain": ["4"]}}]),
-        cell("code", "#| echo: false\ntable()", outputs=[{"data": {"text/markdown": "| a |\n|---|\n| 1 |"}}])]})
-    assert text == (f"{readme.MADE}\n\n# name\n\nA sentence.\n\n[a](nbs/boxes/00_upright.ipynb#x) [b](papers/atss/paper.md) "
-                    "[c](https://a.b/c) [d](#here)\n```\n[e](f)\n```\n\n![Two boxes](nbs/images/index_abc.png)\n\n"
-                    "```python\n2 + 2\n```\n\n```text\n4\n```\n\n| a |\n|---|\n| 1 |\n")
+    text, pictures = readme.convert(
+        {
+            "cells": [
+                cell("raw", "---\ntitle: name\ndescription: A sentence\n---"),
+                cell(
+                    "markdown",
+                    "[a](boxes/00_upright.ipynb#x) [b](../papers/atss/paper.md) [c](https://a.b/c) [d](#here)\n```\n[e](f)\n```",
+                ),
+                cell("code", "#| hide\n1", outputs=[{"data": {"text/plain": "secret"}}]),
+                cell(
+                    "code",
+                    "#| echo: false\n#| fig-alt: Two boxes\ndraw()",
+                    outputs=[{"data": {"image/png": png, "text/plain": "<Figure>"}}],
+                ),
+                cell("code", "2 + 2", outputs=[{"data": {"text/plain": ["4"]}}]),
+                cell(
+                    "code",
+                    "#| echo: false\ntable()",
+                    outputs=[{"data": {"text/markdown": "| a |\n|---|\n| 1 |"}}],
+                ),
+            ]
+        }
+    )
+    assert text == (
+        f"{readme.MADE}\n\n# name\n\nA sentence.\n\n[a](nbs/boxes/00_upright.ipynb#x) [b](papers/atss/paper.md) "
+        "[c](https://a.b/c) [d](#here)\n```\n[e](f)\n```\n\n![Two boxes](nbs/images/index_abc.png)\n\n"
+        "```python\n2 + 2\n```\n\n```text\n4\n```\n\n| a |\n|---|\n| 1 |\n"
+    )
     assert pictures == {"nbs/images/index_abc.png": b"\x89PNG\r\n\x1a\n"}
 
 
 def notebook(path, cells):
-    return write(path, json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return write(
+        path, json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
 
 
-@pytest.mark.parametrize("outputs, words", [
-    ([], "no stored output"),
-    ([{"output_type": "stream", "name": "stdout", "text": "x" * 400_000}], "400 kB"),
-    ([{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}], "a stored error"),
-    ([{"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgoAAAANSUhEUgAACAAAAAAK"}}], "2048 px wide")])
+@pytest.mark.parametrize(
+    "outputs, words",
+    [
+        ([], "no stored output"),
+        ([{"output_type": "stream", "name": "stdout", "text": "x" * 400_000}], "400 kB"),
+        ([{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}], "a stored error"),
+        (
+            [
+                {
+                    "output_type": "display_data",
+                    "metadata": {},
+                    "data": {"image/png": "iVBORw0KGgoAAAANSUhEUgAACAAAAAAK"},
+                }
+            ],
+            "2048 px wide",
+        ),
+    ],
+)
 def test_stored_outputs_are_judged(tmp_path, outputs, words):
     notebook(tmp_path / "nbs/boxes/00_planted.ipynb", [cell("code", "1", outputs=outputs)])
     _, said = checks.outputs(tmp_path)
@@ -207,7 +281,12 @@ def png(width, height, noisy):
 
     import numpy as np
     from PIL import Image
-    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3)) if noisy else np.zeros((height, width, 3))
+
+    pixels = (
+        np.random.default_rng(0).integers(0, 255, (height, width, 3))
+        if noisy
+        else np.zeros((height, width, 3))
+    )
     if noisy:  # as a photograph: smooth with some grain
         pixels = pixels // 8 + np.linspace(0, 200, width)[None, :, None].astype(int)
     out = io.BytesIO()
@@ -217,11 +296,26 @@ def png(width, height, noisy):
 
 def test_stored_pictures_shrink(tmp_path):
     import base64
+
     photo, drawing = png(1200, 400, True), png(1200, 400, False)
-    assert save.smaller(photo, False)[0] == "image/jpeg" and len(save.smaller(photo, False)[1]) < len(photo) / 2
+    assert (
+        save.smaller(photo, False)[0] == "image/jpeg"
+        and len(save.smaller(photo, False)[1]) < len(photo) / 2
+    )
     mime, small = save.smaller(drawing, False)
-    assert mime == "image/png" and len(small) < len(drawing) and save.smaller(small, False) == (mime, small)   # a palette, once
-    outputs = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(p).decode()}} for p in (photo, drawing)]
+    assert (
+        mime == "image/png"
+        and len(small) < len(drawing)
+        and save.smaller(small, False) == (mime, small)
+    )  # a palette, once
+    outputs = [
+        {
+            "output_type": "display_data",
+            "metadata": {},
+            "data": {"image/png": base64.b64encode(p).decode()},
+        }
+        for p in (photo, drawing)
+    ]
     path = notebook(tmp_path / "nbs/a.ipynb", [cell("code", "1", outputs=outputs)])
     assert save.slim(path, halve=True) > 0
     kept = json.loads(path.read_text())["cells"][0]["outputs"]
@@ -229,23 +323,39 @@ def test_stored_pictures_shrink(tmp_path):
     assert save.slim(path, halve=True) == 0
 
 
-@pytest.mark.parametrize("tags, outputs, good", [(["parameters"], [], True), ([], [], False), (["parameters"], [{}], False)])
+@pytest.mark.parametrize(
+    "tags, outputs, good",
+    [(["parameters"], [], True), ([], [], False), (["parameters"], [{}], False)],
+)
 def test_templates_are_judged(tmp_path, tags, outputs, good):
-    notebook(tmp_path / "papers/atss/run.ipynb", [cell("code", "seed = 1", outputs=outputs) | {"metadata": {"tags": tags}}])
+    notebook(
+        tmp_path / "papers/atss/run.ipynb",
+        [cell("code", "seed = 1", outputs=outputs) | {"metadata": {"tags": tags}}],
+    )
     assert (checks.templates(tmp_path)[1] == []) == good
 
 
 def test_a_missing_docstring_and_a_mixed_cell_are_found(package):
-    write(package / "madet/boxes/planted.py", 'def told():\n    "Says it."\n\ndef silent(): pass\n\ndef _own(): pass\n')
+    write(
+        package / "madet/boxes/planted.py",
+        'def told():\n    "Says it."\n\ndef silent(): pass\n\ndef _own(): pass\n',
+    )
     assert checks.docstrings(package)[1] == ["madet/boxes/planted.py:4: silent"]
-    notebook(package / "nbs/boxes/00_planted.ipynb", [
-        cell("code", "#| export\nimport math\nx = math.pi", outputs=[]), cell("code", "#| export\n# why\nimport math", outputs=[])])
+    notebook(
+        package / "nbs/boxes/00_planted.ipynb",
+        [
+            cell("code", "#| export\nimport math\nx = math.pi", outputs=[]),
+            cell("code", "#| export\n# why\nimport math", outputs=[]),
+        ],
+    )
     assert len(checks.cells_are_pure(package)[1]) == 1
 
 
 def test_a_child_that_takes_too_long_dies_with_its_children(tmp_path):
     left = tmp_path / "left"
-    code, printed = suite.Children().run(["bash", "-c", f"echo begun; (sleep 3; touch {left}) & wait"], 0.5, subprocess.PIPE)
+    code, printed = suite.Children().run(
+        ["bash", "-c", f"echo begun; (sleep 3; touch {left}) & wait"], 0.5, subprocess.PIPE
+    )
     assert code is None and "begun" in printed
     subprocess.run(["sleep", "3"])
     assert not left.exists()
@@ -254,8 +364,14 @@ def test_a_child_that_takes_too_long_dies_with_its_children(tmp_path):
 def test_notebooks_are_counted(tmp_path, root):
     (tmp_path / "pyproject.toml").write_text((root / "pyproject.toml").read_text())
     write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
-    good, bad, slow = (notebook(tmp_path / f"nbs/{name}.ipynb", [cell("code", source, outputs=[])]) for name, source in
-                       (("good", "assert True"), ("bad", "assert 1 == 2, 'not so'"), ("slow", "import time; time.sleep(60)")))
+    good, bad, slow = (
+        notebook(tmp_path / f"nbs/{name}.ipynb", [cell("code", source, outputs=[])])
+        for name, source in (
+            ("good", "assert True"),
+            ("bad", "assert 1 == 2, 'not so'"),
+            ("slow", "import time; time.sleep(60)"),
+        )
+    )
     children = suite.Children()
     assert suite.run_notebooks(tmp_path, [good, bad], children) == {"passed": 1, "failed": 1}
     assert suite.run_notebooks(tmp_path, [slow], children, seconds=5) == {"failed": 1}
@@ -263,7 +379,10 @@ def test_notebooks_are_counted(tmp_path, root):
 
 def fake_python(folder, name, version, venv=True):
     """A stand-in for an interpreter: answers the two questions that the set-up asks."""
-    path = write(folder / name, f'#!/bin/sh\ncase "$2" in *ensurepip*) exit {0 if venv else 1};; *version_info*) echo {version};; esac\n')
+    path = write(
+        folder / name,
+        f'#!/bin/sh\ncase "$2" in *ensurepip*) exit {0 if venv else 1};; *version_info*) echo {version};; esac\n',
+    )
     path.chmod(0o755)
     return path
 
@@ -272,8 +391,12 @@ def choose(root, folder, **env):
     for tool in ("bash", "dirname"):
         if not (folder / tool).exists():
             (folder / tool).symlink_to(shutil.which(tool))
-    return subprocess.run([folder / "bash", "-c", f'. "{root}/ci/setup.sh"; choose_python'], capture_output=True, text=True,
-                          env={"PATH": str(folder)} | env)
+    return subprocess.run(
+        [folder / "bash", "-c", f'. "{root}/ci/setup.sh"; choose_python'],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(folder)} | env,
+    )
 
 
 def test_the_interpreter_is_chosen_with_a_sentence(tmp_path, root):
@@ -294,32 +417,59 @@ def make_checkout(tmp_path, root, check, test):
     shutil.copytree(root / ".ci", tmp_path / ".ci")
     for name, body in (("check", check), ("test", test)):
         write(tmp_path / "ci" / name, body)
-    return subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                          env=dict(os.environ, CI="true"))
+    return subprocess.run(
+        ["bash", ".ci/run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=dict(os.environ, CI="true"),
+    )
 
 
-@pytest.mark.parametrize("check, test, last, code", [
-    ("echo 3 passed, 0 failed", "echo 40 passed, 0 failed", "43 passed, 0 failed", 0),
-    ("echo 2 passed, 1 failed; exit 1", "echo 40 passed, 0 failed", "42 passed, 1 failed", 1),
-    ("exit 2", "echo 40 passed, 2 failed; exit 1", "40 passed, 3 failed", 1),
-    ("echo 3 passed, 0 failed", "echo 1 passed, 0 failed; echo and then it broke; exit 1", "4 passed, 1 failed", 1)])
+@pytest.mark.parametrize(
+    "check, test, last, code",
+    [
+        ("echo 3 passed, 0 failed", "echo 40 passed, 0 failed", "43 passed, 0 failed", 0),
+        ("echo 2 passed, 1 failed; exit 1", "echo 40 passed, 0 failed", "42 passed, 1 failed", 1),
+        ("exit 2", "echo 40 passed, 2 failed; exit 1", "40 passed, 3 failed", 1),
+        (
+            "echo 3 passed, 0 failed",
+            "echo 1 passed, 0 failed; echo and then it broke; exit 1",
+            "4 passed, 1 failed",
+            1,
+        ),
+    ],
+)
 def test_run_sums_and_exits(tmp_path, root, check, test, last, code):
     done = make_checkout(tmp_path, root, check, test)
     assert done.stdout.strip().splitlines()[-1] == last and done.returncode == code
 
 
 def demo(root, out, *options):
-    return subprocess.Popen(["bash", "ci/demo", str(out), *options], cwd=root, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        ["bash", "ci/demo", str(out), *options],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 @pytest.mark.long
 def test_the_demo_ends_in_a_table_also_after_an_interruption(tmp_path, root):
     import signal
     import time
+
     first = demo(root, tmp_path, "--steps", "60", "--save-every", "5")
     deadline = time.time() + 300
-    while not list(tmp_path.glob("thimble/*/last.pt")) and time.time() < deadline and first.poll() is None:
+    while (
+        not list(tmp_path.glob("thimble/*/last.pt"))
+        and time.time() < deadline
+        and first.poll() is None
+    ):
         time.sleep(0.5)
     os.killpg(first.pid, signal.SIGINT)
     said, _ = first.communicate(timeout=120)
@@ -327,5 +477,10 @@ def test_the_demo_ends_in_a_table_also_after_an_interruption(tmp_path, root):
     second = demo(root, tmp_path, "--steps", "60", "--save-every", "5")
     said, _ = second.communicate(timeout=600)
     assert second.returncode == 0, said
-    assert "to resume" in said and "retinanet" in said.lower() and ".png" in said and "table-thimble.html" in said
+    assert (
+        "to resume" in said
+        and "retinanet" in said.lower()
+        and ".png" in said
+        and "table-thimble.html" in said
+    )
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3

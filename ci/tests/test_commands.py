@@ -1,4 +1,5 @@
 """The command line as a stranger meets it: wrong input gets a sentence and exit 2, nothing computed is lost."""
+
 import json
 import pickle
 import shutil
@@ -10,9 +11,24 @@ import pytest
 import torch
 from PIL import Image
 
-from madet.reports.cli import main
+from madet.cli import main
 
-TINY = ["--method", "atss", "--backbone", "tiny", "--image-size", "64", "--total-batch", "2", "--log-every", "1", "--fpn-channels", "16", "--head-convs", "1"]
+TINY = [
+    "--method",
+    "atss",
+    "--backbone",
+    "tiny",
+    "--image-size",
+    "64",
+    "--total-batch",
+    "2",
+    "--log-every",
+    "1",
+    "--fpn-channels",
+    "16",
+    "--head-convs",
+    "1",
+]
 
 
 def voc(folder, splits, classes=("cup", "spoon"), objects=True):
@@ -24,10 +40,13 @@ def voc(folder, splits, classes=("cup", "spoon"), objects=True):
         names = [f"{split}_{i}" for i in range(count)]
         (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(names) + "\n")
         for i, name in enumerate(names):
-            Image.fromarray(generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"JPEGImages/{name}.jpg")
+            Image.fromarray(generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(
+                folder / f"JPEGImages/{name}.jpg"
+            )
             boxes = f"<object><name>{classes[i % len(classes)]}</name><bndbox><xmin>10</xmin><ymin>8</ymin><xmax>40</xmax><ymax>36</ymax></bndbox></object>"
             (folder / f"Annotations/{name}.xml").write_text(
-                f"<annotation><filename>{name}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>{boxes if objects else ''}</annotation>")
+                f"<annotation><filename>{name}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>{boxes if objects else ''}</annotation>"
+            )
     return folder
 
 
@@ -47,12 +66,35 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, pictures):
     out = tmp_path_factory.mktemp("runs") / "a"
-    assert main(["train", "--scale", "bench", "--data", str(pictures), "--out", str(out), "--steps", "3", *TINY]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--scale",
+                "bench",
+                "--data",
+                str(pictures),
+                "--out",
+                str(out),
+                "--steps",
+                "3",
+                *TINY,
+            ]
+        )
+        == 0
+    )
     return out
 
 
 def test_a_run_leaves_what_the_contract_says(trained):
-    assert {"params.json", "env.json", "log.jsonl", "last.pt", "best.safetensors", "metrics.json"} <= {p.name for p in trained.iterdir()}
+    assert {
+        "params.json",
+        "env.json",
+        "log.jsonl",
+        "last.pt",
+        "best.safetensors",
+        "metrics.json",
+    } <= {p.name for p in trained.iterdir()}
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert set(json.loads((trained / "metrics.json").read_text())["test"]) >= {"AP", "AP50"}
@@ -61,7 +103,17 @@ def test_a_run_leaves_what_the_contract_says(trained):
 @pytest.mark.parametrize("wrong, hint", [("nowhere", "nowhere"), ("empty", "empty")])
 def test_data_that_is_not_there(capsys, tmp_path, wrong, hint):
     (tmp_path / "empty").mkdir()
-    code, _, said = madet(capsys, "train", "--scale", "bench", "--data", tmp_path / wrong, "--out", tmp_path / "run", *TINY)
+    code, _, said = madet(
+        capsys,
+        "train",
+        "--scale",
+        "bench",
+        "--data",
+        tmp_path / wrong,
+        "--out",
+        tmp_path / "run",
+        *TINY,
+    )
     assert code == 2 and hint in said and not (tmp_path / "run/metrics.json").exists()
 
 
@@ -74,7 +126,18 @@ def test_an_unknown_option_names_the_nearest(capsys, tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(capsys, trained, pictures):
     before = (trained / "last.pt").read_bytes()
-    words = ["train", "--scale", "bench", "--data", pictures, "--out", trained, "--steps", "3", *TINY]
+    words = [
+        "train",
+        "--scale",
+        "bench",
+        "--data",
+        pictures,
+        "--out",
+        trained,
+        "--steps",
+        "3",
+        *TINY,
+    ]
     code, _, said = madet(capsys, *words)
     assert code == 2 and "--resume" in said
     code, _, said = madet(capsys, *words, "--resume")
@@ -90,7 +153,19 @@ def test_weights_of_another_class_count(capsys, trained, tmp_path):
 def test_class_names_that_differ_between_train_and_test(capsys, tmp_path):
     folder = voc(tmp_path / "mixed", dict(train=3, val=1))
     voc(folder, dict(test=2), classes=("dog",))
-    code, _, said = madet(capsys, "train", "--scale", "bench", "--data", folder, "--out", tmp_path / "run", "--steps", "2", *TINY)
+    code, _, said = madet(
+        capsys,
+        "train",
+        "--scale",
+        "bench",
+        "--data",
+        folder,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        "2",
+        *TINY,
+    )
     assert code == 2 and "dog" in said and "spoon" in said
 
 
@@ -112,15 +187,32 @@ def test_weights_that_want_to_run_a_program(capsys, pictures, trained, tmp_path,
     else:
         path.write_bytes(pickle.dumps({"state_dict": Bomb(mark)}))
     picture = next((pictures / "JPEGImages").glob("*.jpg"))
-    for words in (["predict", path, picture, "--out", tmp_path / "p"], ["test", path, "--data", pictures],
-                  ["train", "--scale", "bench", "--data", pictures, "--backbone", "resnet18", "--weights", path, "--steps", "1", "--out", tmp_path / "r"]):
+    for words in (
+        ["predict", path, picture, "--out", tmp_path / "p"],
+        ["test", path, "--data", pictures],
+        [
+            "train",
+            "--scale",
+            "bench",
+            "--data",
+            pictures,
+            "--backbone",
+            "resnet18",
+            "--weights",
+            path,
+            "--steps",
+            "1",
+            "--out",
+            tmp_path / "r",
+        ],
+    ):
         code, _, said = madet(capsys, *words)
         assert code == 2 and "w.pth" in said and not mark.exists(), said
 
 
 def test_a_truncated_weights_file(capsys, trained, pictures, tmp_path):
     whole = (trained / "best.safetensors").read_bytes()
-    (tmp_path / "half.safetensors").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     code, _, said = madet(capsys, "test", tmp_path / "half.safetensors", "--data", pictures)
     assert code == 2 and "half.safetensors" in said
 
@@ -131,7 +223,21 @@ def test_no_object_in_any_image(capsys, tmp_path):
     for path in (folder / "Annotations").glob("*.xml"):
         if "train_0" not in path.name:
             path.write_text(path.read_text().split("<object>")[0] + "</annotation>")
-    code, _, said = madet(capsys, "train", "--scale", "bench", "--data", folder, "--out", tmp_path / "run", "--steps", "4", *TINY, "--total-batch", "1")
+    code, _, said = madet(
+        capsys,
+        "train",
+        "--scale",
+        "bench",
+        "--data",
+        folder,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        "4",
+        *TINY,
+        "--total-batch",
+        "1",
+    )
     assert code == 0, said
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["AP"] in (None, -1)
 
@@ -141,17 +247,38 @@ def test_a_truncated_picture_does_not_lose_the_run(capsys, pictures, tmp_path):
     shutil.copytree(pictures, folder)
     path = folder / "JPEGImages/train_2.jpg"
     path.write_bytes(path.read_bytes()[:400])
-    code, _, said = madet(capsys, "train", "--scale", "bench", "--data", folder, "--out", tmp_path / "run", "--steps", "4", *TINY)
+    code, _, said = madet(
+        capsys,
+        "train",
+        "--scale",
+        "bench",
+        "--data",
+        folder,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        "4",
+        *TINY,
+    )
     assert code == 0 and "train_2.jpg" in said
 
 
 def test_predict_draws_and_writes_json(capsys, trained, pictures, tmp_path):
     picture = next((pictures / "JPEGImages").glob("*.jpg"))
     (tmp_path / "note.txt").write_text("no picture")
-    code, out, _ = madet(capsys, "predict", trained / "best.safetensors", picture, "--out", tmp_path / "p", "--json")
+    code, out, _ = madet(
+        capsys, "predict", trained / "best.safetensors", picture, "--out", tmp_path / "p", "--json"
+    )
     assert code == 0 and json.loads(out) is not None
     assert list((tmp_path / "p").rglob("*.png")) and list((tmp_path / "p").rglob("*.json"))
-    code, _, said = madet(capsys, "predict", trained / "best.safetensors", tmp_path / "note.txt", "--out", tmp_path / "q")
+    code, _, said = madet(
+        capsys,
+        "predict",
+        trained / "best.safetensors",
+        tmp_path / "note.txt",
+        "--out",
+        tmp_path / "q",
+    )
     assert code == 2 and "note.txt" in said
 
 
@@ -164,19 +291,47 @@ def test_json_is_the_only_thing_on_standard_output(capsys, trained, pictures):
 
 
 def test_help_is_quick_because_it_loads_no_torch():
-    script = "import sys; from madet.reports.cli import main; code = main(['--help']); assert 'torch' not in sys.modules; sys.exit(code)"
+    script = "import sys; from madet.cli import main; code = main(['--help']); assert 'torch' not in sys.modules; sys.exit(code)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
 
 @pytest.mark.long
 def test_torchrun_gives_the_losses_of_one_process(tmp_path):
     """ATSS normalises over all processes, so two with half the batch each say what one says with the whole."""
-    base = ["-m", "madet", "train", "--method", "atss", "--level", "easy", "--steps", "5", "--log-every", "1", "--total-batch", "4"]
+    base = [
+        "-m",
+        "madet",
+        "train",
+        "--method",
+        "atss",
+        "--level",
+        "easy",
+        "--steps",
+        "5",
+        "--log-every",
+        "1",
+        "--total-batch",
+        "4",
+    ]
     one = [sys.executable, *base, "--out", str(tmp_path / "one")]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", *base, "--out", str(tmp_path / "two")]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29517",
+        *base,
+        "--out",
+        str(tmp_path / "two"),
+    ]
     for command in (one, two):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    rows = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
     losses = [[row["loss"] for row in part if "loss" in row] for part in rows]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -1,4 +1,5 @@
 """Broken data folders: each fault is either read with an entry in the list of defects, or refused with one sentence that names the place."""
+
 import io
 import json
 import math
@@ -11,9 +12,9 @@ from PIL import Image
 
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
-from madet.data.folder import Opened, open_data, splits
+from madet.data.open_folder import OpenedFolder, open_data, splits
 from madet.data.report import survey
-from madet.reports.cli import main
+from madet.cli import main
 
 SIZE = (64, 48)
 
@@ -21,8 +22,14 @@ SIZE = (64, 48)
 def picture(path, size=SIZE, mode="RGB", exif=None, **how):
     path.parent.mkdir(parents=True, exist_ok=True)
     ramp = np.tile(np.linspace(0, 255, size[0]), (size[1], 1)).astype(np.uint8)
-    image = Image.fromarray(ramp).convert(mode) if mode != "I;16" else Image.fromarray(ramp.astype(np.uint16) * 257)
-    if exif: how["exif"] = Image.Exif(); how["exif"][274] = exif
+    image = (
+        Image.fromarray(ramp).convert(mode)
+        if mode != "I;16"
+        else Image.fromarray(ramp.astype(np.uint16) * 257)
+    )
+    if exif:
+        how["exif"] = Image.Exif()
+        how["exif"][274] = exif
     image.save(path, **how)
     return path
 
@@ -30,11 +37,29 @@ def picture(path, size=SIZE, mode="RGB", exif=None, **how):
 def coco(root, split="train", count=2, boxes=None, categories=None, **change):
     """A COCO folder of `count` pictures with one box each; `change` replaces tables."""
     names = [f"{split}{i}.png" for i in range(count)]
-    for name in names: picture(root / "images" / name)
-    images = [{"id": i + 1, "file_name": name, "width": SIZE[0], "height": SIZE[1]} for i, name in enumerate(names)]
+    for name in names:
+        picture(root / "images" / name)
+    images = [
+        {"id": i + 1, "file_name": name, "width": SIZE[0], "height": SIZE[1]}
+        for i, name in enumerate(names)
+    ]
     boxes = boxes or [[5, 5, 20, 20]] * count
-    rows = [{"id": i + 1, "image_id": 1 + i % count, "category_id": 1, "bbox": box, "area": 1, "iscrowd": 0} for i, box in enumerate(boxes)]
-    data = {"images": images, "annotations": rows, "categories": categories or [{"id": 1, "name": "cup"}]} | change
+    rows = [
+        {
+            "id": i + 1,
+            "image_id": 1 + i % count,
+            "category_id": 1,
+            "bbox": box,
+            "area": 1,
+            "iscrowd": 0,
+        }
+        for i, box in enumerate(boxes)
+    ]
+    data = {
+        "images": images,
+        "annotations": rows,
+        "categories": categories or [{"id": 1, "name": "cup"}],
+    } | change
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / f"annotations/instances_{split}.json").write_text(json.dumps(data))
     return root
@@ -48,8 +73,16 @@ def voc(root, objects, lists=None, declared=None, suffix=".png", **how):
     (root / "Annotations").mkdir(parents=True, exist_ok=True)
     for stem, found in objects.items():
         picture(root / f"JPEGImages/{stem}{suffix}", **how)
-        size = "<size><width>{}</width><height>{}</height></size>".format(*declared) if declared else ""
-        (root / f"Annotations/{stem}.xml").write_text(f"<annotation>{size}\n" + "".join(VOC_OBJECT.format(*one) for one in found) + "</annotation>")
+        size = (
+            "<size><width>{}</width><height>{}</height></size>".format(*declared)
+            if declared
+            else ""
+        )
+        (root / f"Annotations/{stem}.xml").write_text(
+            f"<annotation>{size}\n"
+            + "".join(VOC_OBJECT.format(*one) for one in found)
+            + "</annotation>"
+        )
     for split, stems in (lists or {}).items():
         (root / "ImageSets").mkdir(exist_ok=True)
         (root / f"ImageSets/{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
@@ -69,7 +102,8 @@ def whats(dataset):
 
 
 def refused(word, *arguments, **options):
-    with pytest.raises(BadInput) as caught: open_data(*arguments, **options)
+    with pytest.raises(BadInput) as caught:
+        open_data(*arguments, **options)
     assert word in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
     return str(caught.value)
 
@@ -79,6 +113,7 @@ def show(*words):
 
 
 # -- paths and files
+
 
 def test_wrong_path(tmp_path, capsys):
     refused("does not exist", tmp_path / "nowhere")
@@ -106,22 +141,39 @@ def test_missing_picture_is_skipped(tmp_path):
     assert show(root) == 0
 
 
-@pytest.mark.parametrize("train, val", [("train", "val"), ("train2017", "val2017"), ("images/train", "images/val")])
+@pytest.mark.parametrize(
+    "train, val", [("train", "val"), ("train2017", "val2017"), ("images/train", "images/val")]
+)
 def test_missing_picture_is_not_taken_from_another_split(tmp_path, train, val):
     for name, split in ((train, "train"), (val, "val")):
         root = coco(tmp_path, split)
         (root / name).mkdir(parents=True)
-        for i, old in enumerate(sorted((root / "images").glob(f"{split}*.png"))): old.rename(root / name / f"{i}.png")
+        for i, old in enumerate(sorted((root / "images").glob(f"{split}*.png"))):
+            old.rename(root / name / f"{i}.png")
         file = root / f"annotations/instances_{split}.json"
-        file.write_text(file.read_text().replace(f'"{split}0.png"', '"0.png"').replace(f'"{split}1.png"', '"1.png"'))
+        file.write_text(
+            file.read_text()
+            .replace(f'"{split}0.png"', '"0.png"')
+            .replace(f'"{split}1.png"', '"1.png"')
+        )
     (root / val / "1.png").unlink()
     found = open_data(root, "val")
-    assert [record.path for record in found.records] == [root / val / "0.png"] and len(open_data(root, "train").records) == 2
+    assert [record.path for record in found.records] == [root / val / "0.png"] and len(
+        open_data(root, "train").records
+    ) == 2
     assert any("1.png" in str(defect) for defect in found.defects)
 
 
-
-@pytest.mark.parametrize("text", ['{"images": [', "[]", '{"images": [], "annotations": []}', '{"images": {}, "categories": [], "annotations": []}', "not JSON"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [',
+        "[]",
+        '{"images": [], "annotations": []}',
+        '{"images": {}, "categories": [], "annotations": []}',
+        "not JSON",
+    ],
+)
 def test_json_that_cannot_be_read(tmp_path, text):
     (tmp_path / "labels.json").write_text(text)
     picture(tmp_path / "a.png")
@@ -129,7 +181,16 @@ def test_json_that_cannot_be_read(tmp_path, text):
     assert show(tmp_path) == 2 and show(tmp_path / "labels.json") == 2
 
 
-@pytest.mark.parametrize("change", [{"bbox": "1 2 3 4"}, {"bbox": [1, 2, 3]}, {"bbox": [1, 2, None, 4]}, {"image_id": None}, {"category_id": "cup"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": "1 2 3 4"},
+        {"bbox": [1, 2, 3]},
+        {"bbox": [1, 2, None, 4]},
+        {"image_id": None},
+        {"category_id": "cup"},
+    ],
+)
 def test_annotation_of_a_wrong_type(tmp_path, change):
     row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]}
     refused("annotations[0]", coco(tmp_path, annotations=[row | change]))
@@ -140,15 +201,20 @@ def test_xml_that_cannot_be_read(tmp_path):
     root = voc(tmp_path, {"a": [("cup", 5, 5, 20, 20)]})
     (root / "Annotations/a.xml").write_text("<annotation>\n<object>\n</annotation>")
     assert "a.xml:3" in refused("not valid XML", root)
-    (root / "Annotations/a.xml").write_text("<annotation>\n<object><name>cup</name></object></annotation>")
+    (root / "Annotations/a.xml").write_text(
+        "<annotation>\n<object><name>cup</name></object></annotation>"
+    )
     assert "a.xml:2" in refused("has no <bndbox>", root)
     assert show(root) == 2
 
 
 # -- pictures
 
+
 def test_truncated_jpeg_is_found_at_once(tmp_path):
-    root = voc(tmp_path, {"a": [("cup", 5, 5, 20, 20)], "b": [("cup", 5, 5, 20, 20)]}, suffix=".jpg")
+    root = voc(
+        tmp_path, {"a": [("cup", 5, 5, 20, 20)], "b": [("cup", 5, 5, 20, 20)]}, suffix=".jpg"
+    )
     whole = (root / "JPEGImages/b.jpg").read_bytes()
     (root / "JPEGImages/b.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     found = open_data(root)
@@ -163,18 +229,26 @@ def test_jpeg_that_breaks_after_opening(tmp_path):
     found = open_data(root)
     whole = (root / "JPEGImages/a.jpg").read_bytes()
     (root / "JPEGImages/a.jpg").write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(BadInput, match="a.jpg"): found.load(0)
+    with pytest.raises(BadInput, match="a.jpg"):
+        found.load(0)
 
 
 def test_damage_that_only_a_decode_finds(tmp_path):
     root = voc(tmp_path, {"a": [("cup", 5, 5, 20, 20)], "b": [("cup", 5, 5, 20, 20)]})
     Image.effect_noise(SIZE, 60).save(root / "JPEGImages/b.png")
     whole = (root / "JPEGImages/b.png").read_bytes()
-    (root / "JPEGImages/b.png").write_bytes(whole[:1000] + bytes(300) + whole[1300:])           # head and end mark are fine
+    (root / "JPEGImages/b.png").write_bytes(
+        whole[:1000] + bytes(300) + whole[1300:]
+    )  # head and end mark are fine
     assert len(open_data(root)) == 2
-    with pytest.raises(BadInput, match="b.png"): open_data(root).load(1)
+    with pytest.raises(BadInput, match="b.png"):
+        open_data(root).load(1)
     report = survey(root)
-    assert report.images == 1 and any("b.png" in defect.where for defect in report.defects) and show(root) == 0
+    assert (
+        report.images == 1
+        and any("b.png" in defect.where for defect in report.defects)
+        and show(root) == 0
+    )
 
 
 def test_text_that_calls_itself_a_picture(tmp_path):
@@ -186,7 +260,11 @@ def test_text_that_calls_itself_a_picture(tmp_path):
 @pytest.mark.parametrize("mode", ["I;16", "P", "L", "LA", "RGBA", "1", "CMYK"])
 def test_kinds_of_pictures(tmp_path, mode):
     suffix = ".jpg" if mode == "CMYK" else ".png"
-    image = open_data(voc(tmp_path, {"a": [("cup", 5, 5, 20, 20)]}, mode=mode, suffix=suffix)).load(0).image
+    image = (
+        open_data(voc(tmp_path, {"a": [("cup", 5, 5, 20, 20)]}, mode=mode, suffix=suffix))
+        .load(0)
+        .image
+    )
     assert image.dtype == torch.uint8 and image.shape == (3, SIZE[1], SIZE[0])
     assert image[:, :, -1].float().mean() > 200 and image[:, :, 0].float().mean() < 60
 
@@ -194,27 +272,50 @@ def test_kinds_of_pictures(tmp_path, mode):
 @pytest.mark.parametrize("exif", range(2, 9))
 def test_exif_turn_with_boxes_on_the_turned_frame(tmp_path, exif):
     seen = SIZE[::-1] if exif >= 5 else SIZE
-    found = open_data(voc(tmp_path, {"a": [("cup", 5, 5, 20, 40)]}, declared=seen, suffix=".jpg", exif=exif))
+    found = open_data(
+        voc(tmp_path, {"a": [("cup", 5, 5, 20, 40)]}, declared=seen, suffix=".jpg", exif=exif)
+    )
     assert (found.records[0].width, found.records[0].height) == seen and not found.defects
-    assert found.load(0).image.shape == (3, seen[1], seen[0]) and found.records[0].objects.boxes[0].tolist() == [5, 5, 20, 40]
+    assert found.load(0).image.shape == (3, seen[1], seen[0]) and found.records[0].objects.boxes[
+        0
+    ].tolist() == [5, 5, 20, 40]
     assert any("EXIF" in sentence for sentence in found.said) == (exif >= 5)
 
 
 def test_exif_turn_with_boxes_on_the_stored_frame(tmp_path):
-    found = open_data(voc(tmp_path, {"a": [("cup", 40, 5, 60, 20)]}, declared=SIZE, suffix=".jpg", exif=6))
-    assert found.load(0).image.shape == (3, SIZE[1], SIZE[0]) and found.records[0].objects.boxes[0].tolist() == [40, 5, 60, 20]
+    found = open_data(
+        voc(tmp_path, {"a": [("cup", 40, 5, 60, 20)]}, declared=SIZE, suffix=".jpg", exif=6)
+    )
+    assert found.load(0).image.shape == (3, SIZE[1], SIZE[0]) and found.records[0].objects.boxes[
+        0
+    ].tolist() == [40, 5, 60, 20]
     assert any("as stored" in sentence for sentence in found.said) and not found.defects
 
 
 def test_declared_size_that_is_wrong(tmp_path):
     found = open_data(voc(tmp_path, {"a": [("cup", 5, 5, 20, 20)]}, declared=(640, 480)))
-    assert (found.records[0].width, found.records[0].height) == SIZE and "declares a size of 640 x 480" in whats(found)
+    assert (
+        found.records[0].width,
+        found.records[0].height,
+    ) == SIZE and "declares a size of 640 x 480" in whats(found)
 
 
 # -- boxes
 
-BAD = {"zero": [10, 10, 0, 0], "inverted": [30, 30, -10, -10], "outside": [100, 5, 20, 20], "nan": [math.nan, 5, 10, 10], "infinite": [5, 5, math.inf, 10]}
-WORDS = {"zero": "no width and no height", "inverted": "ends before it begins", "outside": "lies outside", "nan": "not a finite number", "infinite": "not a finite number"}
+BAD = {
+    "zero": [10, 10, 0, 0],
+    "inverted": [30, 30, -10, -10],
+    "outside": [100, 5, 20, 20],
+    "nan": [math.nan, 5, 10, 10],
+    "infinite": [5, 5, math.inf, 10],
+}
+WORDS = {
+    "zero": "no width and no height",
+    "inverted": "ends before it begins",
+    "outside": "lies outside",
+    "nan": "not a finite number",
+    "infinite": "not a finite number",
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -232,25 +333,51 @@ def test_bad_boxes_in_voc_and_dota(tmp_path, kind):
     x, y, w, h = BAD[kind]
     x2, y2 = x + w, y + h
     found = open_data(voc(tmp_path / "voc", {"a": [("cup", 5, 5, 20, 20), ("cup", x, y, x2, y2)]}))
-    assert len(found.records[0].objects) == 1 and WORDS[kind] in whats(found) and "a.xml:4" in whats(found)
-    if kind == "inverted": return                       # four corners have no direction to invert
-    found = open_data(dota(tmp_path / "dota", {"a": f"5 5 20 5 20 20 5 20 cup 0\n{x} {y} {x2} {y} {x2} {y2} {x} {y2} cup 0"}))
+    assert (
+        len(found.records[0].objects) == 1
+        and WORDS[kind] in whats(found)
+        and "a.xml:4" in whats(found)
+    )
+    if kind == "inverted":
+        return  # four corners have no direction to invert
+    found = open_data(
+        dota(
+            tmp_path / "dota",
+            {"a": f"5 5 20 5 20 20 5 20 cup 0\n{x} {y} {x2} {y} {x2} {y2} {x} {y2} cup 0"},
+        )
+    )
     assert len(found.records[0].objects) == 1 and "a.txt:2" in whats(found)
 
 
 def test_box_that_leaves_the_picture_is_cut(tmp_path):
-    found = open_data(coco(tmp_path, boxes=[[50, 5, 30, 20], [-.4, 0, 30, 20]]))
-    assert found.records[0].objects.boxes.tolist() == [[50, 5, 64, 25]] and "leaves the image" in whats(found)
-    assert found.records[1].objects.boxes[0, 0] == 0 and len(found.defects) == 1          # rounding is no defect
+    found = open_data(coco(tmp_path, boxes=[[50, 5, 30, 20], [-0.4, 0, 30, 20]]))
+    assert found.records[0].objects.boxes.tolist() == [
+        [50, 5, 64, 25]
+    ] and "leaves the image" in whats(found)
+    assert (
+        found.records[1].objects.boxes[0, 0] == 0 and len(found.defects) == 1
+    )  # rounding is no defect
 
 
 def test_picture_without_objects_is_kept(tmp_path):
-    for root in (voc(tmp_path / "voc", {"a": [("cup", 5, 5, 20, 20)], "b": []}), dota(tmp_path / "dota", {"a": "5 5 20 5 20 20 5 20 cup 0", "b": ""}),
-                 coco(tmp_path / "coco", annotations=[{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 9, 9], "iscrowd": 0}])):
+    for root in (
+        voc(tmp_path / "voc", {"a": [("cup", 5, 5, 20, 20)], "b": []}),
+        dota(tmp_path / "dota", {"a": "5 5 20 5 20 20 5 20 cup 0", "b": ""}),
+        coco(
+            tmp_path / "coco",
+            annotations=[
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 9, 9], "iscrowd": 0}
+            ],
+        ),
+    ):
         found = open_data(root)
         assert [len(record.objects) for record in found.records] == [1, 0] and not found.defects
         empty = found.load(1).objects
-        assert empty.boxes.shape == (0, found.geometry.dim) and empty.labels.dtype == torch.int64 and empty.ignore.dtype == torch.bool
+        assert (
+            empty.boxes.shape == (0, found.geometry.dim)
+            and empty.labels.dtype == torch.int64
+            and empty.ignore.dtype == torch.bool
+        )
 
 
 def test_no_object_at_all(tmp_path):
@@ -261,6 +388,7 @@ def test_no_object_at_all(tmp_path):
 
 # -- ids and names
 
+
 def test_duplicate_image_ids(tmp_path):
     images = [{"id": 1, "file_name": f"train{i}.png", "width": 64, "height": 48} for i in range(2)]
     found = open_data(coco(tmp_path, images=images, boxes=[[5, 5, 20, 20]]))
@@ -268,36 +396,71 @@ def test_duplicate_image_ids(tmp_path):
 
 
 def test_duplicate_annotation_and_category_ids(tmp_path):
-    rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5 + i, 5, 9, 9], "iscrowd": 0} for i in range(2)]
-    found = open_data(coco(tmp_path, annotations=rows, categories=[{"id": 1, "name": "cup"}, {"id": 1, "name": "mug"}]))
+    rows = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5 + i, 5, 9, 9], "iscrowd": 0}
+        for i in range(2)
+    ]
+    found = open_data(
+        coco(
+            tmp_path,
+            annotations=rows,
+            categories=[{"id": 1, "name": "cup"}, {"id": 1, "name": "mug"}],
+        )
+    )
     assert found.classes == ("cup",) and len(found.records[0].objects) == 2
     assert "annotations[1]" in whats(found) and "categories[1]" in whats(found)
 
 
 def test_ids_that_point_nowhere(tmp_path):
-    rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 9, 9]}, {"id": 2, "image_id": 77, "category_id": 1, "bbox": [5, 5, 9, 9]},
-            {"id": 3, "image_id": 1, "category_id": 77, "bbox": [5, 5, 9, 9]}]
+    rows = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 9, 9]},
+        {"id": 2, "image_id": 77, "category_id": 1, "bbox": [5, 5, 9, 9]},
+        {"id": 3, "image_id": 1, "category_id": 77, "bbox": [5, 5, 9, 9]},
+    ]
     found = open_data(coco(tmp_path, annotations=rows))
-    assert len(found.records[0].objects) == 1 and "image_id 77" in whats(found) and "category_id 77" in whats(found)
+    assert (
+        len(found.records[0].objects) == 1
+        and "image_id 77" in whats(found)
+        and "category_id 77" in whats(found)
+    )
 
 
 def test_category_ids_with_gaps(tmp_path):
-    rows = [{"id": i, "image_id": 1, "category_id": c, "bbox": [5, 5, 9, 9], "iscrowd": 0} for i, c in enumerate((90, 3, 44))]
-    found = open_data(coco(tmp_path, annotations=rows, categories=[{"id": 90, "name": "z"}, {"id": 3, "name": "b"}, {"id": 44, "name": "a"}]))
-    assert found.classes == ("b", "a", "z") and found.records[0].objects.labels.tolist() == [2, 0, 1]
+    rows = [
+        {"id": i, "image_id": 1, "category_id": c, "bbox": [5, 5, 9, 9], "iscrowd": 0}
+        for i, c in enumerate((90, 3, 44))
+    ]
+    found = open_data(
+        coco(
+            tmp_path,
+            annotations=rows,
+            categories=[{"id": 90, "name": "z"}, {"id": 3, "name": "b"}, {"id": 44, "name": "a"}],
+        )
+    )
+    assert found.classes == ("b", "a", "z") and found.records[0].objects.labels.tolist() == [
+        2,
+        0,
+        1,
+    ]
     assert any("gaps" in sentence for sentence in found.said) and not found.defects
 
 
 def test_coco_labels_do_not_depend_on_the_split(tmp_path):
     coco(tmp_path, "train", categories=[{"id": 1, "name": "cup"}, {"id": 2, "name": "mug"}])
-    coco(tmp_path, "val", categories=[{"id": 1, "name": "mug"}])                            # a subset, numbered otherwise
+    coco(tmp_path, "val", categories=[{"id": 1, "name": "mug"}])  # a subset, numbered otherwise
     train, val = open_data(tmp_path, "train"), open_data(tmp_path, "val")
     assert train.classes == val.classes == ("cup", "mug")
-    assert train.records[0].objects.labels.tolist() == [0] and val.records[0].objects.labels.tolist() == [1]
+    assert train.records[0].objects.labels.tolist() == [0] and val.records[
+        0
+    ].objects.labels.tolist() == [1]
 
 
 def test_class_names_that_differ_between_train_and_test(tmp_path):
-    root = voc(tmp_path, {"a": [("cup", 5, 5, 20, 20)], "b": [("Cup", 5, 5, 20, 20)]}, {"train": ["a"], "test": ["b"]})
+    root = voc(
+        tmp_path,
+        {"a": [("cup", 5, 5, 20, 20)], "b": [("Cup", 5, 5, 20, 20)]},
+        {"train": ["a"], "test": ["b"]},
+    )
     for split in ("train", "test"):
         sentence = refused("classes that train lacks", root, split)
         assert "train has cup" in sentence and "test has Cup" in sentence
@@ -306,7 +469,11 @@ def test_class_names_that_differ_between_train_and_test(tmp_path):
 
 
 def test_voc_labels_do_not_depend_on_the_split(tmp_path):
-    root = voc(tmp_path, {"a": [("cup", 5, 5, 20, 20), ("bowl", 5, 5, 20, 20)], "b": [("cup", 5, 5, 20, 20)]}, {"train": ["a"], "test": ["b"]})
+    root = voc(
+        tmp_path,
+        {"a": [("cup", 5, 5, 20, 20), ("bowl", 5, 5, 20, 20)], "b": [("cup", 5, 5, 20, 20)]},
+        {"train": ["a"], "test": ["b"]},
+    )
     assert open_data(root, "train").classes == open_data(root, "test").classes == ("bowl", "cup")
     assert open_data(root, "test").records[0].objects.labels.tolist() == [1]
 
@@ -326,25 +493,56 @@ def test_unknown_ignored_class_labels_and_split(tmp_path):
 
 
 def test_crowd_difficult_and_ignored_classes(tmp_path):
-    rows = [{"id": i, "image_id": 1, "category_id": 1, "bbox": [5, 5, 9, 9], "iscrowd": i} for i in range(2)]
-    assert open_data(coco(tmp_path / "coco", annotations=rows)).records[0].objects.ignore.tolist() == [False, True]
-    found = open_data(dota(tmp_path / "dota", {"a": "5 5 20 5 20 20 5 20 cup 1\n5 5 20 5 20 20 5 20 mug 0"}), ignore_classes=("mug",))
-    assert found.classes == ("cup",) and found.records[0].objects.ignore.tolist() == [True, True] and found.records[0].objects.labels.tolist() == [0, -1]
+    rows = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [5, 5, 9, 9], "iscrowd": i}
+        for i in range(2)
+    ]
+    assert open_data(coco(tmp_path / "coco", annotations=rows)).records[
+        0
+    ].objects.ignore.tolist() == [False, True]
+    found = open_data(
+        dota(tmp_path / "dota", {"a": "5 5 20 5 20 20 5 20 cup 1\n5 5 20 5 20 20 5 20 mug 0"}),
+        ignore_classes=("mug",),
+    )
+    assert (
+        found.classes == ("cup",)
+        and found.records[0].objects.ignore.tolist() == [True, True]
+        and found.records[0].objects.labels.tolist() == [0, -1]
+    )
 
 
 # -- text labels
 
+
 def test_dota_as_real_files_have_it(tmp_path):
     text = "imagesource:GoogleEarth\r\ngsd:0.1\r\n5 5 20 5 20 20 5 20 small vehicle 0\r\n30 30 40 30 40 40 30 40 ship"
     found = open_data(dota(tmp_path, {"a": text}))
-    assert found.classes == ("ship", "small vehicle") and found.geometry == Rotated() and not found.defects
-    assert found.records[0].lines[0].endswith("a.txt:3") and found.records[0].objects.polygons[0][0].shape == (4, 2)
-    assert open_data(tmp_path, geometry=Upright()).records[0].objects.boxes.tolist() == [[5, 5, 20, 20], [30, 30, 40, 40]]
+    assert (
+        found.classes == ("ship", "small vehicle")
+        and found.geometry == Rotated()
+        and not found.defects
+    )
+    assert found.records[0].lines[0].endswith("a.txt:3") and found.records[0].objects.polygons[0][
+        0
+    ].shape == (4, 2)
+    assert open_data(tmp_path, geometry=Upright()).records[0].objects.boxes.tolist() == [
+        [5, 5, 20, 20],
+        [30, 30, 40, 40],
+    ]
 
 
 def test_dota_lines_glued_together(tmp_path):
-    found = open_data(dota(tmp_path, {"a": "5 5 20 5 20 20 5 20 cup 05 5 20 5 20 20 5 20 cup 0\n5 5 20 5 20 20 5 20 cup 0\n"}))
-    assert len(found.records[0].objects) == 1 and "a.txt:1" in whats(found) and "glued" in whats(found)
+    found = open_data(
+        dota(
+            tmp_path,
+            {
+                "a": "5 5 20 5 20 20 5 20 cup 05 5 20 5 20 20 5 20 cup 0\n5 5 20 5 20 20 5 20 cup 0\n"
+            },
+        )
+    )
+    assert (
+        len(found.records[0].objects) == 1 and "a.txt:1" in whats(found) and "glued" in whats(found)
+    )
 
 
 def test_yolo_text_is_named(tmp_path):
@@ -358,12 +556,15 @@ def test_yolo_text_is_named(tmp_path):
 def test_degrees_for_radians(tmp_path):
     picture(tmp_path / "images/a.png")
     (tmp_path / "xml").mkdir()
-    (tmp_path / "xml/a.xml").write_text("<annotation><object><name>car</name><robndbox><cx>30</cx><cy>20</cy><w>9</w>\n<h>5</h><angle>45</angle></robndbox></object></annotation>")
+    (tmp_path / "xml/a.xml").write_text(
+        "<annotation><object><name>car</name><robndbox><cx>30</cx><cy>20</cy><w>9</w>\n<h>5</h><angle>45</angle></robndbox></object></annotation>"
+    )
     sentence = refused("degrees", tmp_path)
     assert "a.xml:1" in sentence and "pi/180" in sentence and show(tmp_path) == 2
 
 
 # -- splits
+
 
 def test_splits_by_folder_and_stems_that_repeat(tmp_path):
     for split, x in (("train", 5), ("valid", 15), ("test", 25)):
@@ -374,7 +575,9 @@ def test_splits_by_folder_and_stems_that_repeat(tmp_path):
     assert splits(tmp_path) == {"train": 1, "valid": 1, "test": 1, "unlabelled": 1}
     for split, x in (("train", 5), ("val", 15), ("valid", 15), ("test", 25)):
         found = open_data(tmp_path, split, geometry=Upright())
-        assert found.records[0].objects.boxes[0, 0] == x and found.records[0].path.parts[-3] == ("valid" if split == "val" else split)
+        assert found.records[0].objects.boxes[0, 0] == x and found.records[0].path.parts[-3] == (
+            "valid" if split == "val" else split
+        )
     assert len(open_data(tmp_path, "unlabelled")) == 1 and len(open_data(tmp_path)) == 3
     assert len({record.image_id for record in open_data(tmp_path).records}) == 3
 
@@ -382,14 +585,20 @@ def test_splits_by_folder_and_stems_that_repeat(tmp_path):
 def test_missing_parts_are_derived_and_said(tmp_path):
     root = voc(tmp_path, {f"p{i:02}": [("cup", 5, 5, 20, 20)] for i in range(30)})
     train, val, test = (open_data(root, split) for split in ("train", "val", "test"))
-    assert (len(train), len(val)) == (27, 3) and [r.path for r in test.records] == [r.path for r in val.records]
+    assert (len(train), len(val)) == (27, 3) and [r.path for r in test.records] == [
+        r.path for r in val.records
+    ]
     assert not {r.path for r in train.records} & {r.path for r in val.records}
-    assert any("tenth" in sentence for sentence in val.said) and any("under test" in sentence for sentence in test.said)
+    assert any("tenth" in sentence for sentence in val.said) and any(
+        "under test" in sentence for sentence in test.said
+    )
     assert len(open_data(root)) == 30
 
 
 def test_trainval_overlaps_its_parts(tmp_path):
-    root = voc(tmp_path, {stem: [("cup", 5, 5, 20, 20)] for stem in "abc"}, {"trainval": "abc", "val": "c"})
+    root = voc(
+        tmp_path, {stem: [("cup", 5, 5, 20, 20)] for stem in "abc"}, {"trainval": "abc", "val": "c"}
+    )
     assert len(open_data(root, "train")) == 2 and len(open_data(root, "trainval")) == 3
     report = survey(root)
     assert report.images == 3 and report.objects == 3 and report.splits["trainval"]["images"] == 3
@@ -401,25 +610,66 @@ def test_lists_in_main_and_names_without_labels(tmp_path):
     (root / "ImageSets/Main/train.txt").write_text("a\nzzz\n")
     (root / "ImageSets/Main/test.txt").write_text("b\n")
     (root / "ImageSets/Main/cup_train.txt").write_text("a 1\n")
-    assert splits(root) == {"train": 1, "test": 1} and "train.txt:2" in whats(open_data(root, "train"))
+    assert splits(root) == {"train": 1, "test": 1} and "train.txt:2" in whats(
+        open_data(root, "train")
+    )
 
 
 def test_benchmark_test_set_without_labels(tmp_path):
-    root = voc(tmp_path, {stem: [("cup", 5, 5, 20, 20)] for stem in "ab"}, {"train": "a", "val": "b", "test": "x"})
+    root = voc(
+        tmp_path,
+        {stem: [("cup", 5, 5, 20, 20)] for stem in "ab"},
+        {"train": "a", "val": "b", "test": "x"},
+    )
     picture(root / "JPEGImages/x.png")
     found = open_data(root, "test")
-    assert len(found) == 1 and any("none of which has labels" in sentence for sentence in found.said)
+    assert len(found) == 1 and any(
+        "none of which has labels" in sentence for sentence in found.said
+    )
 
 
 # -- the real sets, counted as their own pages count them
 
-REAL = {"bccd": (None, 292, 3214, {"train": (155, 2076), "val": (44, 597), "test": (43, 541), "unlabelled": (50, 0)}, {"RBC": 2738, "WBC": 251, "Platelets": 225}),
-        "nuts_seg": (None, 12, 113, {"train": (8, 76), "val": (4, 37)}, {"date": 47, "fig": 31, "hazelnut": 35}),
-        "trash_obb": (None, 148, 843, {"train": (84, 555), "valid": (35, 188), "test": (29, 100)},
-                      {"bottle": 259, "drink-cans": 347, "cups": 63, "drink-packets": 60, "styrofoam": 58, "wrappers": 53, "plastic-trash": 3})}
+REAL = {
+    "bccd": (
+        None,
+        292,
+        3214,
+        {"train": (155, 2076), "val": (44, 597), "test": (43, 541), "unlabelled": (50, 0)},
+        {"RBC": 2738, "WBC": 251, "Platelets": 225},
+    ),
+    "nuts_seg": (
+        None,
+        12,
+        113,
+        {"train": (8, 76), "val": (4, 37)},
+        {"date": 47, "fig": 31, "hazelnut": 35},
+    ),
+    "trash_obb": (
+        None,
+        148,
+        843,
+        {"train": (84, 555), "valid": (35, 188), "test": (29, 100)},
+        {
+            "bottle": 259,
+            "drink-cans": 347,
+            "cups": 63,
+            "drink-packets": 60,
+            "styrofoam": 58,
+            "wrappers": 53,
+            "plastic-trash": 3,
+        },
+    ),
+}
 HIT_UAV = {"Person": 878, "Car": 700, "Bicycle": 488, "OtherVehicle": 30, "DontCare": 36}
 for _labels in ("rotate_xml", "normal_xml", "normal_json", "rotate_json", "labelTxt_derived"):
-    REAL[f"hit_uav {_labels}"] = (_labels, 280, 2132, {"train": (140, 1269), "val": (40, 399), "test": (45, 464), "unlabelled": (55, 0)}, HIT_UAV)
+    REAL[f"hit_uav {_labels}"] = (
+        _labels,
+        280,
+        2132,
+        {"train": (140, 1269), "val": (40, 399), "test": (45, 464), "unlabelled": (55, 0)},
+        HIT_UAV,
+    )
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -427,44 +677,75 @@ def test_real_sets(real, name):
     labels, images, objects, parts, classes = REAL[name]
     report = survey(real(name.split()[0]), labels, verify=20)
     assert (report.images, report.objects, report.classes) == (images, objects, classes)
-    assert {split: (counts["images"], counts["objects"]) for split, counts in report.splits.items()} == parts
+    assert {
+        split: (counts["images"], counts["objects"]) for split, counts in report.splits.items()
+    } == parts
 
 
 def test_defects_of_the_real_sets(real):
     bccd = survey(real("bccd"), verify=0).defects
-    assert sorted((d.where.rsplit("/")[-1].split(".")[0]) for d in bccd) == ["BloodImage_00338", "BloodImage_00343"]
+    assert sorted((d.where.rsplit("/")[-1].split(".")[0]) for d in bccd) == [
+        "BloodImage_00338",
+        "BloodImage_00343",
+    ]
     assert survey(real("hit_uav"), "normal_xml", verify=0).defects == []
     rough = " ".join(d.what for d in survey(real("hit_uav"), "normal_json", verify=0).defects)
-    assert "filename" in rough and "'annotations'" in rough and "begin at 0" in rough and "iscrowd" in rough
+    assert (
+        "filename" in rough
+        and "'annotations'" in rough
+        and "begin at 0" in rough
+        and "iscrowd" in rough
+    )
     assert all("leaves the image" in d.what for d in survey(real("trash_obb"), verify=0).defects)
 
 
 def test_five_label_sets_agree(real):
     """The same cars in four files of turned boxes and in two of upright ones."""
-    root, classes = real("hit_uav"), ("Person", "Car", "Bicycle", "OtherVehicle", "DontCare")
-    opened = {name: open_data(root, "test", name, geometry=Rotated(), classes=classes) for name in ("rotate_xml", "rotate_json", "labelTxt_derived")}
-    hulls = {name: open_data(root, "test", name, geometry=Upright(), classes=classes) for name in ("rotate_xml", "normal_xml", "normal_json")}
+    root = real("hit_uav")
+    classes = ("Person", "Car", "Bicycle", "OtherVehicle", "DontCare")
+    opened = {
+        name: open_data(root, "test", name, geometry=Rotated(), classes=classes)
+        for name in ("rotate_xml", "rotate_json", "labelTxt_derived")
+    }
+    hulls = {
+        name: open_data(root, "test", name, geometry=Upright(), classes=classes)
+        for name in ("rotate_xml", "normal_xml", "normal_json")
+    }
     for found in (opened, hulls):
-        sets = [{record.path.name: record.objects for record in data.records} for data in found.values()]
+        sets = [
+            {record.path.name: record.objects for record in data.records} for data in found.values()
+        ]
         for name, objects in sets[0].items():
             for other in sets[1:]:
                 assert len(objects) == len(other[name])
-                if not len(objects): continue
+                if not len(objects):
+                    continue
                 geometry = Rotated() if objects.boxes.shape[1] == 5 else Upright()
-                ours, theirs = geometry.corners(objects.boxes).flatten(1), geometry.corners(other[name].boxes).flatten(1)
-                hull, hull_ = geometry.hull(objects.boxes), geometry.hull(other[name].boxes)
+                ours = geometry.corners(objects.boxes).flatten(1)
+                theirs = geometry.corners(other[name].boxes).flatten(1)
+                hull = geometry.enclosing_upright(objects.boxes)
+                hull_ = geometry.enclosing_upright(other[name].boxes)
                 gap = torch.cdist(hull, hull_, p=math.inf)
                 assert gap.min(1).values.max() < (0.1 if found is opened else 1.6)
-                assert (objects.labels[:, None] == other[name].labels)[torch.arange(len(objects)), gap.argmin(1)].all() or gap.min(1).values.max() > .1
+                assert (objects.labels[:, None] == other[name].labels)[
+                    torch.arange(len(objects)), gap.argmin(1)
+                ].all() or gap.min(1).values.max() > 0.1
 
 
 def test_rotated_methods_prefer_rotated_labels(real):
-    assert Opened(real("hit_uav"), geometry=Rotated()).source.name == "rotate_xml"
-    assert Opened(real("hit_uav"), geometry=Upright()).source.name == "normal_xml"
+    assert OpenedFolder(real("hit_uav"), geometry=Rotated()).source.name == "rotate_xml"
+    assert OpenedFolder(real("hit_uav"), geometry=Upright()).source.name == "normal_xml"
 
 
 def test_show_as_json(real, capsys):
     assert main(["data", "show", str(real("bccd")), "--json", "--count", "0"]) == 0
     found = json.load(io.StringIO(capsys.readouterr().out))
-    assert (found["images"], found["objects"], len(found["classes"]), len(found["defects"])) == (292, 3214, 3, 2)
-    assert {"file", "line", "what", "where"} <= set(found["defects"][0]) and isinstance(found["defects"][0]["line"], int)
+    assert (found["images"], found["objects"], len(found["classes"]), len(found["defects"])) == (
+        292,
+        3214,
+        3,
+        2,
+    )
+    assert {"file", "line", "what", "where"} <= set(found["defects"][0]) and isinstance(
+        found["defects"][0]["line"], int
+    )

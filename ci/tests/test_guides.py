@@ -1,4 +1,5 @@
 """The guides do what they say: *adding a method* is carried out, step by step, on a copy of the checkout."""
+
 import csv
 import json
 import os
@@ -12,19 +13,27 @@ GUIDE = "nbs/guides/01_adding_a_method.ipynb"
 
 
 def cells(path):
-    return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    return [
+        (cell["cell_type"], "".join(cell["source"]))
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    ]
 
 
 def cell_with(path, beginning):
     """The one code cell that begins so."""
-    found = [source for kind, source in cells(path) if kind == "code" and source.startswith(beginning)]
+    found = [
+        source for kind, source in cells(path) if kind == "code" and source.startswith(beginning)
+    ]
     assert len(found) == 1, f"{path.name}: {len(found)} cells begin with {beginning!r}"
     return found[0]
 
 
 def write_notebook(path, parts):
-    made = [{"cell_type": kind, "id": f"cell{number}", "metadata": {}, "source": source} | ({"outputs": [], "execution_count": None} if kind == "code" else {})
-            for number, (kind, source) in enumerate(parts)]
+    made = [
+        {"cell_type": kind, "id": f"cell{number}", "metadata": {}, "source": source}
+        | ({"outputs": [], "execution_count": None} if kind == "code" else {})
+        for number, (kind, source) in enumerate(parts)
+    ]
     path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
 
 
@@ -40,11 +49,16 @@ def test_commands_in_the_guides_exist(root):
     """Every `madet ...` line shown as text has a command and options that the program knows."""
     import re
     from madet.boxes.errors import BadInput
-    from madet.reports.cli import parse
+    from madet.cli import parse
+
     seen = 0
     for path in sorted((root / "nbs/guides").glob("*.ipynb")):
         for kind, source in cells(path):
-            for line in re.findall(r"^ {4,}(?:torchrun [^m]*-m )?madet (.+?)(?: {2,}#.*)?$", source, re.M) if kind == "markdown" else []:
+            for line in (
+                re.findall(r"^ {4,}(?:torchrun [^m]*-m )?madet (.+?)(?: {2,}#.*)?$", source, re.M)
+                if kind == "markdown"
+                else []
+            ):
                 try:
                     parse(line.replace("'", "").split())
                 except BadInput as error:
@@ -57,53 +71,145 @@ def test_commands_in_the_guides_exist(root):
 def test_adding_a_method_as_the_guide_says(root, tmp_path):
     import checks
     import floors
+
     tree, guide = tmp_path / "tree", root / GUIDE
     checks.copy_of(root, tree)
-    env = dict(os.environ, PYTHONPATH=str(tree), OMP_NUM_THREADS="1", IPYTHONDIR=str(tmp_path), XDG_CONFIG_HOME=str(tmp_path), JUPYTER_CONFIG_DIR=str(tmp_path))
+    env = dict(
+        os.environ,
+        PYTHONPATH=str(tree),
+        OMP_NUM_THREADS="1",
+        IPYTHONDIR=str(tmp_path),
+        XDG_CONFIG_HOME=str(tmp_path),
+        JUPYTER_CONFIG_DIR=str(tmp_path),
+    )
 
     def run(*words):
-        done = subprocess.run(list(map(str, words)), cwd=tree, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
+        done = subprocess.run(
+            list(map(str, words)),
+            cwd=tree,
+            env=env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=900,
+        )
         assert done.returncode == 0, (done.stderr or done.stdout)[-3000:]
         return done.stdout
 
     # 1: the rule's own notebook
-    write_notebook(tree / "nbs/assigners/10_best_few.ipynb", [
-        ("raw", "---\ntitle: The best few\ndescription: ATSS's candidates, the best eight of them\n---"),
-        ("code", "#| default_exp assigners.best_few"),
-        ("code", "#| export\nimport torch\n\nfrom madet.assigners.atss import candidates\nfrom madet.assigners.max_iou import BACKGROUND, IGNORED, in_ignored\n"
-                 "from madet.boxes.geometry import Upright"),
-        ("code", "#| export\n" + cell_with(guide, "@torch.no_grad()\ndef best_few"))])
+    write_notebook(
+        tree / "nbs/assigners/10_best_few.ipynb",
+        [
+            (
+                "raw",
+                "---\ntitle: The best few\ndescription: ATSS's candidates, the best eight of them\n---",
+            ),
+            ("code", "#| default_exp assigners.best_few"),
+            (
+                "code",
+                "#| export\nimport torch\n\nfrom madet.assigners.atss import candidates\nfrom madet.assigners.max_iou import BACKGROUND, IGNORED, in_ignored\n"
+                "from madet.boxes.geometry import Upright",
+            ),
+            ("code", "#| export\n" + cell_with(guide, "@torch.no_grad()\ndef best_few")),
+        ],
+    )
 
     # 2: the name, with its imports inside the function
-    body = cell_with(guide, "def build(").replace("def build(", "def build_best_few(").replace("build, DENSE)", "build_best_few, DENSE)")
+    body = (
+        cell_with(guide, "def build(")
+        .replace("def build(", "def build_best_few(")
+        .replace("build, DENSE)", "build_best_few, DENSE)")
+    )
     head, rest = body.split("\n    return ", 1)
     imports = "\n    from functools import partial\n    import madet.detectors.dense as dense\n    from madet.assigners.best_few import best_few\n    return "
-    methods = tree / "nbs/reports/00_methods.ipynb"
+    methods = tree / "nbs/methods/00_names.ipynb"
     notebook = json.loads(methods.read_text())
-    place = next(i for i, cell in enumerate(notebook["cells"]) if "METHODS = " in "".join(cell["source"]))
-    notebook["cells"].insert(place + 1, {"cell_type": "code", "id": "bestfew", "metadata": {}, "outputs": [], "execution_count": None,
-                                         "source": f"#| export\n{head}{imports}{rest}"})
+    place = next(
+        i for i, cell in enumerate(notebook["cells"]) if "METHODS = " in "".join(cell["source"])
+    )
+    notebook["cells"].insert(
+        place + 1,
+        {
+            "cell_type": "code",
+            "id": "bestfew",
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+            "source": f"#| export\n{head}{imports}{rest}",
+        },
+    )
     methods.write_text(json.dumps(notebook))
 
     # 3: the row
     with open(tree / "papers/atss/grid.csv", newline="") as file:
         columns = next(csv.reader(file))
     with open(tree / "papers/atss/grid.csv", "a", newline="") as file:
-        csv.DictWriter(file, columns, restval="").writerow({"row": "best-few", "method": "best-few", "title": "The best eight", "scales": "thimble", "claims": ">atss"})
+        csv.DictWriter(file, columns, restval="").writerow(
+            {
+                "row": "best-few",
+                "method": "best-few",
+                "title": "The best eight",
+                "scales": "thimble",
+                "claims": ">atss",
+            }
+        )
 
     # 4: the table
     run(Path(sys.executable).parent / "nbdev-export")
     said, _ = floors.violations(tree)
     assert not said
     small = tmp_path / "shapes"
-    run(sys.executable, "-m", "madet", "data", "make", "--level", "easy", "--count", "12", "--out", small)
-    table = [sys.executable, "-m", "madet", "table", "atss", "--only", "best-few", "--only", "atss", "--seeds", "2", "--steps", "3",
-             "--data", small, "--labels", "coco", "--out", tmp_path / "runs", "--json"]
+    run(
+        sys.executable,
+        "-m",
+        "madet",
+        "data",
+        "make",
+        "--level",
+        "easy",
+        "--count",
+        "12",
+        "--out",
+        small,
+    )
+    table = [
+        sys.executable,
+        "-m",
+        "madet",
+        "table",
+        "atss",
+        "--only",
+        "best-few",
+        "--only",
+        "atss",
+        "--seeds",
+        "2",
+        "--steps",
+        "3",
+        "--data",
+        small,
+        "--labels",
+        "coco",
+        "--out",
+        tmp_path / "runs",
+        "--json",
+    ]
     planned = json.loads(run(*table, "--dry-run"))
-    assert sorted((run["row"], run["seed"]) for run in planned["runs"]) == [("atss", 1), ("atss", 2), ("best-few", 1), ("best-few", 2)]
+    assert sorted((run["row"], run["seed"]) for run in planned["runs"]) == [
+        ("atss", 1),
+        ("atss", 2),
+        ("best-few", 1),
+        ("best-few", 2),
+    ]
     made = json.loads(run(*table))
     rows = {row["row"]: row for row in made["rows"]}
-    assert rows["best-few"]["status"] == rows["atss"]["status"] == "done" and rows["best-few"]["seeds"] == 2
+    assert (
+        rows["best-few"]["status"] == rows["atss"]["status"] == "done"
+        and rows["best-few"]["seeds"] == 2
+    )
     assert [claim["seeds"] for claim in made["claims"] if claim["row"] == "best-few"] == [2]
-    losses = [json.loads(path.read_text().splitlines()[-1])["loss"] for path in sorted((tmp_path / "runs").rglob("*s1-*/log.jsonl"))]
+    losses = [
+        json.loads(path.read_text().splitlines()[-1])["loss"]
+        for path in sorted((tmp_path / "runs").rglob("*s1-*/log.jsonl"))
+    ]
     assert len(losses) == 2 and losses[0] != losses[1], "the rule is really another one"

@@ -1,4 +1,5 @@
 """Two thousand truths must not fill the memory: each assigner in a process of its own, its peak watched."""
+
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ torch.set_num_threads(1)
 from madet.assigners.atss import atss
 from madet.assigners.fcos import fcos_rule
 from madet.assigners.max_iou import max_iou
-from madet.assigners.mutual import mutual
+from madet.assigners.madet import mutual
 from madet.nets.anchors import AnchorGrid, octave_scales
 name, crowd = sys.argv[1], int(sys.argv[2])
 shapes = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
@@ -33,7 +34,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 def grown(name, crowd):
     """MB by which the process grew."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, name, str(crowd)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, name, str(crowd)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 

@@ -1,4 +1,5 @@
 """The published answers of COCO and VOC through `madet eval`, and both evaluation fixtures; MADET_SHARED says where they lie."""
+
 import json
 import math
 import os
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from madet.metrics.coco import KEYS, score_dicts
-from madet.reports.cli import main
-from madet.reports.parity_scores import INPUTS, eval_coco, eval_voc
+from madet.cli import main
+from madet.parity.scores import INPUTS, eval_coco, eval_voc
 
 SHARED = Path(os.environ.get("MADET_SHARED", Path(__file__).parents[2].parent / "shared"))
-COCO, VOC = SHARED / "data/oracles/coco_val2014_100", SHARED / "data/oracles/voc_pr_example"
+COCO = SHARED / "data/oracles/coco_val2014_100"
+VOC = SHARED / "data/oracles/voc_pr_example"
 shared = pytest.mark.skipif(not COCO.exists(), reason="MADET_SHARED does not lead to data/oracles")
 
 
@@ -25,7 +27,12 @@ def evaluate(capsys, *words):
 
 
 def coco_files(kind):
-    return "--truth", COCO / "instances_val2014_100.json", "--results", COCO / f"instances_val2014_fake{kind}100_results.json"
+    return (
+        "--truth",
+        COCO / "instances_val2014_100.json",
+        "--results",
+        COCO / f"instances_val2014_fake{kind}100_results.json",
+    )
 
 
 @shared
@@ -51,8 +58,25 @@ def test_both_programs_agree_to_six_digits(kind):
 @pytest.mark.parametrize("mode, name", [("area", "AP_every_point"), ("11point", "AP_11_point")])
 @pytest.mark.parametrize("iou", ["0.1", "0.3", "0.5", "0.75"])
 def test_voc_answers(capsys, mode, name, iou):
-    code, ours = evaluate(capsys, "--format", "voc", "--truth", VOC / "groundtruths", "--results", VOC / "detections", "--iou", iou, "--ap", mode)
-    assert code == 0 and math.isclose(ours["AP"], json.loads((VOC / "expected.json").read_text())[name][iou], rel_tol=1e-9, abs_tol=1e-10)
+    code, ours = evaluate(
+        capsys,
+        "--format",
+        "voc",
+        "--truth",
+        VOC / "groundtruths",
+        "--results",
+        VOC / "detections",
+        "--iou",
+        iou,
+        "--ap",
+        mode,
+    )
+    assert code == 0 and math.isclose(
+        ours["AP"],
+        json.loads((VOC / "expected.json").read_text())[name][iou],
+        rel_tol=1e-9,
+        abs_tol=1e-10,
+    )
 
 
 @shared
@@ -71,12 +95,38 @@ def test_fixtures_hold_and_notice_a_shift(handler):
 
 @shared
 def test_json_is_one_document_and_says_nothing_else():
-    done = subprocess.run([sys.executable, "-m", "madet", "eval", "--format", "coco", *map(str, coco_files("bbox")), "--json"],
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "madet",
+            "eval",
+            "--format",
+            "coco",
+            *map(str, coco_files("bbox")),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["images"] == 100 and done.stderr == ""
 
 
 def test_missing_file_is_one_sentence(capsys):
-    assert main(["eval", "--format", "coco", "--truth", "/nowhere/t.json", "--results", "/nowhere/r.json"]) == 2
+    assert (
+        main(
+            [
+                "eval",
+                "--format",
+                "coco",
+                "--truth",
+                "/nowhere/t.json",
+                "--results",
+                "/nowhere/r.json",
+            ]
+        )
+        == 2
+    )
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "/nowhere/t.json" in err

@@ -1,6 +1,7 @@
 """A refactoring must not change a number: the losses of fifty steps, written down once.
 
 `python ci/tests/test_numerics.py` writes them down anew, which is right only where a change of numbers was meant."""
+
 import json
 import sys
 from pathlib import Path
@@ -16,21 +17,23 @@ def losses():
     from madet.data.augment import Compose, RandomFlip
     from madet.data.batches import Batches
     from madet.data.embedded import embedded
-    from madet.detectors.dense import atss
+    from madet.detectors.dense import atss_detector
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         torch.manual_seed(0)
         dataset = embedded("hard", "train", count=64)
-        model = atss(len(dataset.classes), "tiny")
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        model = atss_detector(len(dataset.classes), "tiny")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         totals = []
-        for images, targets in Batches(dataset, Compose((RandomFlip(),)), 4, seed=0).stream(0, STEPS):
+        for images, targets in Batches(dataset, Compose((RandomFlip(),)), 4, seed=0).stream(
+            0, STEPS
+        ):
             total = sum(model(images, targets).values())
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             total.backward()
-            optimiser.step()
+            optimizer.step()
             totals.append(total.item())
         return totals
     finally:
@@ -39,7 +42,10 @@ def losses():
 
 def machine():
     """What may change the order of sums."""
-    return {"torch": torch.__version__.split("+")[0], "cpu": torch.backends.cpu.get_cpu_capability()}
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def test_fifty_steps_lose_what_they_lost():

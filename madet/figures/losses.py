@@ -1,4 +1,4 @@
-"""A prediction is right in everything but its angle. We turn it through half a circle and write down the loss. A jump in this curve is a place where a hair's breadth of difference is charged as if it were half a turn.
+"""What a box loss charges a prediction that is right but for its turn - one panel an aspect ratio, one curve a loss
 
 Docs: https://madet.github.io/madet/figures/losses.html.md"""
 
@@ -14,43 +14,73 @@ import matplotlib.pyplot as plt
 import torch
 
 from ..boxes.errors import BadInput
-from .draw import colours
+from .draw import colors
 
 # %% ../../nbs/figures/04_losses.ipynb #a0b8058e
-def turned_pairs(ratio, at=30., side=60., steps=361):
+def turned_pairs(ratio, at=30.0, side=60.0, steps=361):
     "Turns in degrees from -90 to 90 `[steps]`, and predictions and targets `[steps, 5]`: a target `side` pixels long, `ratio` times as long as wide, at `at` degrees."
-    if ratio < 1 or side <= 0: raise BadInput(f"a box {side} pixels long and {ratio} times as long as wide is none; give a ratio of at least 1 and a positive side")
+    if ratio < 1 or side <= 0:
+        raise BadInput(
+            f"a box {side} pixels long and {ratio} times as long as wide is none; give a ratio of at least 1 and a positive side"
+        )
     turns = torch.linspace(-90, 90, steps, dtype=torch.double)
-    target = torch.tensor([0., 0, side, side / ratio, math.radians(at)], dtype=torch.double).repeat(steps, 1)
+    target = torch.tensor(
+        [0.0, 0, side, side / ratio, math.radians(at)], dtype=torch.double
+    ).repeat(steps, 1)
     pred = target.clone()
     pred[:, 4] += turns.deg2rad()
     return turns, pred, target
 
 # %% ../../nbs/figures/04_losses.ipynb #00d92138
-JUMP = 1 / 12          # share of a curve's height; a larger step from one point to the next breaks the line
+JUMP = 1 / 12  # share of a curve's height; a larger step from one point to the next breaks the line
 
 
-def draw_loss_landscape(losses, ratios=(1, 2, 5), at=30., side=60., axes=None, ylabel="loss", legend=True):
+def draw_loss_landscape(
+    losses, ratios=(1, 2, 5), at=30.0, side=60.0, axes=None, ylabel="loss", legend=True
+):
     """Loss against the turn of the prediction in degrees, a panel for each of `ratios`; `losses` {name: loss(pred `[P, 5]`, target `[P, 5]`) -> `[P]`}.
 
     Boxes are `side` pixels long, the target lies at `at` degrees. `axes`: as many as ratios, sharing what they share. Returns the axes."""
-    if not losses: raise BadInput("a landscape needs at least one loss; give a dict of name and function")
-    if axes is None: axes = plt.subplots(1, len(ratios), figsize=(2.9 * len(ratios) + 1, 2.5), sharey=True, squeeze=False, layout="constrained")[1][0]
-    if len(axes) != len(ratios): raise BadInput(f"{len(axes)} axes for {len(ratios)} ratios; give one for each")
+    if not losses:
+        raise BadInput("a landscape needs at least one loss; give a dict of name and function")
+    if axes is None:
+        axes = plt.subplots(
+            1,
+            len(ratios),
+            figsize=(2.9 * len(ratios) + 1, 2.5),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )[1][0]
+    if len(axes) != len(ratios):
+        raise BadInput(f"{len(axes)} axes for {len(ratios)} ratios; give one for each")
     for ax, ratio in zip(axes, ratios):
         turns, pred, target = turned_pairs(ratio, at, side)
-        for i, ((name, loss), colour) in enumerate(zip(losses.items(), colours(len(losses)))):
-            ax.plot(turns, _broken(loss(pred, target), name), color=colour, lw=1.6, ls=("-", "--")[i % 2], label=name)
-        ax.set(xlim=(-90, 90), xticks=(-90, -45, 0, 45, 90), xlabel="turn, degrees"), ax.set_title(f"{ratio:g} : 1", fontsize=9)
-        ax.spines[["top", "right"]].set_visible(False), ax.axvline(0, color="0.85", lw=.8, zorder=0)
+        for i, ((name, loss), color) in enumerate(zip(losses.items(), colors(len(losses)))):
+            ax.plot(
+                turns,
+                _broken(loss(pred, target), name),
+                color=color,
+                lw=1.6,
+                ls=("-", "--")[i % 2],
+                label=name,
+            )
+        ax.set(xlim=(-90, 90), xticks=(-90, -45, 0, 45, 90), xlabel="turn, degrees")
+        ax.set_title(f"{ratio:g} : 1", fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.axvline(0, color="0.85", lw=0.8, zorder=0)
     axes[0].set_ylabel(ylabel)
-    if legend: axes[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
+    if legend:
+        axes[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
 
 
 def _broken(values, name):
     "The curve with nan where it jumps."
-    if values.ndim != 1: raise BadInput(f"loss {name} answered a shape of {tuple(values.shape)}; one number a pair is drawn, so sum the rest")
+    if values.ndim != 1:
+        raise BadInput(
+            f"loss {name} answered a shape of {tuple(values.shape)}; one number a pair is drawn, so sum the rest"
+        )
     values = values.detach().double()
     step, height = values.diff(prepend=values[:1]).abs(), values.max() - values.min()
     return torch.where(step > JUMP * height.clamp(min=1e-3), torch.nan, values)

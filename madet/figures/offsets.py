@@ -1,4 +1,4 @@
-"""A [deformable convolution](../nets/04_deform.ipynb) chooses, at every place, where its nine taps read and how much each counts. Those are 27 numbers a place; nobody understands them by reading. Drawn on the photograph they say at once what the network wants to know there.
+"""The nine taps of a deformable convolution on a photograph, joined to their place, beside the regular grid
 
 Docs: https://madet.github.io/madet/figures/offsets.html.md"""
 
@@ -14,80 +14,168 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
 from ..boxes.errors import BadInput
-from .draw import HALO, TRUTH, colours, show_image, to_array
+from .draw import HALO, TRUTH, colors, show_image, to_array
 
 # %% ../../nbs/figures/03_offsets.ipynb #26e7cf0c
-def _array(values): return values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
+def _array(values):
+    return (
+        values.detach().cpu().double().numpy()
+        if isinstance(values, torch.Tensor)
+        else np.asarray(values, float)
+    )
 
 
-def tap_pixels(points, stride, centre=.5):
+def tap_pixels(points, stride, center=0.5):
     """Taps as (x, y) in pixels, `[h, w, K, 2]`, from (y, x) in cells of `stride` pixels, `[..., 2, h, w]` as `sampling_points` gives
-    them for one image; K counts all dimensions in front. `centre`: where a cell's middle lies, in cells from its corner (a detector: `AnchorGrid.centre_offset`)."""
+    them for one image; K counts all dimensions in front. `centre`: where a cell's middle lies, in cells from its corner (a detector: `AnchorGrid.center_offset`)."""
     points = _array(points)
-    if points.ndim < 3 or points.shape[-3] != 2: raise BadInput(f"taps of shape {points.shape} have no axis of y and x before height and width; give what sampling_points says for one image")
+    if points.ndim < 3 or points.shape[-3] != 2:
+        raise BadInput(
+            f"taps of shape {points.shape} have no axis of y and x before height and width; give what sampling_points says for one image"
+        )
     points = points.reshape(-1, *points.shape[-3:])
-    return (points[:, ::-1].transpose(2, 3, 0, 1) + centre) * stride
+    return (points[:, ::-1].transpose(2, 3, 0, 1) + center) * stride
 
 # %% ../../nbs/figures/03_offsets.ipynb #1ed13917
-def reach(centres, taps, mask=None):
+def reach(centers, taps, mask=None):
     "Root mean square distance in pixels `[N]` of `taps [N, K, 2]` from `centres [N, 2]`, weighted by gates `mask [N, K]`; 0 where all gates are shut."
-    centres, taps, mask = _fitting(centres, taps, mask)
-    square = ((taps - centres[:, None]) ** 2).sum(-1)
+    centers, taps, mask = _fitting(centers, taps, mask)
+    square = ((taps - centers[:, None]) ** 2).sum(-1)
     return np.sqrt((mask * square).sum(1) / np.maximum(mask.sum(1), 1e-12))
 
 
-def _fitting(centres, taps, mask):
+def _fitting(centers, taps, mask):
     "The three as arrays, gates of one where there are none; BadInput where they do not fit together"
-    centres, taps = _array(centres).reshape(-1, 2), _array(taps)
-    if taps.ndim != 3 or taps.shape[::2] != (len(centres), 2): raise BadInput(f"{len(centres)} places and taps of shape {taps.shape}: [{len(centres)}, K, 2] is needed")
+    centers, taps = _array(centers).reshape(-1, 2), _array(taps)
+    if taps.ndim != 3 or taps.shape[::2] != (len(centers), 2):
+        raise BadInput(
+            f"{len(centers)} places and taps of shape {taps.shape}: [{len(centers)}, K, 2] is needed"
+        )
     mask = np.ones(taps.shape[:2]) if mask is None else _array(mask)
-    if mask.shape != taps.shape[:2]: raise BadInput(f"gates of shape {mask.shape} for taps of shape {taps.shape}; one gate a tap is needed")
-    return centres, taps, mask
+    if mask.shape != taps.shape[:2]:
+        raise BadInput(
+            f"gates of shape {mask.shape} for taps of shape {taps.shape}; one gate a tap is needed"
+        )
+    return centers, taps, mask
 
 # %% ../../nbs/figures/03_offsets.ipynb #5073546f
-DISC = 46.      # area of a tap whose gate is fully open, in square points
+DISC = 46.0  # area of a tap whose gate is fully open, in square points
 
 
-def draw_offsets(ax, image, centres, taps, mask=None, regular=None, tints=None, names=None, room=.15, legend=True):
+def draw_offsets(
+    ax,
+    image,
+    centers,
+    taps,
+    mask=None,
+    regular=None,
+    tints=None,
+    names=None,
+    room=0.15,
+    legend=True,
+):
     """Where a deformable convolution looks, on axes: N places with their taps, in pixels (x, y) of `image` (None: of what is there).
 
     `centres [N, 2]`, `taps [N, K, 2]`, gates `mask [N, K]` in 0..1 (None: all open), `regular [N, K, 2]` taps of the ordinary convolution;
     `tints`, `names`: a colour and a word for each place; `room`: how much around the picture may be shown, in parts of its sides.
     Returns the axes; BadInput where the shapes do not fit."""
-    centres, taps, mask = _fitting(centres, taps, mask)
-    if regular is not None: regular = _fitting(centres, regular, None)[1]
+    centers, taps, mask = _fitting(centers, taps, mask)
+    if regular is not None:
+        regular = _fitting(centers, regular, None)[1]
     show_image(ax, image)
-    for i, tint in enumerate(tints or colours(len(centres))):
-        if regular is not None: _squares(ax, regular[i])
-        _spider(ax, centres[i], taps[i], mask[i], tint)
-    if image is not None: _window(ax, taps, to_array(image).shape, room)
-    if legend: _legend(ax, tints or colours(len(centres)), names or [], regular is not None)
+    for i, tint in enumerate(tints or colors(len(centers))):
+        if regular is not None:
+            _squares(ax, regular[i])
+        _spider(ax, centers[i], taps[i], mask[i], tint)
+    if image is not None:
+        _window(ax, taps, to_array(image).shape, room)
+    if legend:
+        _legend(ax, tints or colors(len(centers)), names or [], regular is not None)
     return ax
 
 
 def _squares(ax, points):
-    for side, tint, width in ((16, HALO, 1.6), (16, TRUTH, .7)): ax.scatter(*points.T, s=side, marker="s", facecolor="none", edgecolor=tint, linewidth=width, zorder=2)
+    for side, tint, width in ((16, HALO, 1.6), (16, TRUTH, 0.7)):
+        ax.scatter(
+            *points.T,
+            s=side,
+            marker="s",
+            facecolor="none",
+            edgecolor=tint,
+            linewidth=width,
+            zorder=2,
+        )
 
 
-def _spider(ax, centre, taps, mask, tint):
+def _spider(ax, center, taps, mask, tint):
     "One place: lines as strong as the gates, discs as large, and a cross on top"
-    for width, colour in ((2.2, HALO), (1.1, tint)):
-        ax.add_collection(LineCollection([(centre, tap) for tap in taps], colors=colour, linewidths=width, alpha=np.clip(mask, .12, 1), zorder=3))
-    ax.scatter(*taps.T, s=DISC * mask, color=tint, edgecolor=HALO, linewidth=.6, zorder=4)
-    for size, width, colour in ((8, 3., HALO), (8, 1.4, TRUTH)): ax.plot(*centre, "+", ms=size, mew=width, color=colour, zorder=5)
+    for width, color in ((2.2, HALO), (1.1, tint)):
+        ax.add_collection(
+            LineCollection(
+                [(center, tap) for tap in taps],
+                colors=color,
+                linewidths=width,
+                alpha=np.clip(mask, 0.12, 1),
+                zorder=3,
+            )
+        )
+    ax.scatter(*taps.T, s=DISC * mask, color=tint, edgecolor=HALO, linewidth=0.6, zorder=4)
+    for size, width, color in ((8, 3.0, HALO), (8, 1.4, TRUTH)):
+        ax.plot(*center, "+", ms=size, mew=width, color=color, zorder=5)
 
 
 def _window(ax, taps, shape, room):
     "The picture, and around it as much as the taps need, at most `room` of its sides; beyond the picture is grey"
     size = np.array([shape[1], shape[0]], float)
     points = taps.reshape(-1, 2) if taps.size else size[None] / 2
-    low, high = (np.clip(side, -room * size, (1 + room) * size) for side in (points.min(0) - 3, points.max(0) + 3))
-    ax.set(xlim=(min(low[0], 0), max(high[0], size[0])), ylim=(max(high[1], size[1]), min(low[1], 0)), facecolor="#DDDDDD")
+    low, high = (
+        np.clip(side, -room * size, (1 + room) * size)
+        for side in (points.min(0) - 3, points.max(0) + 3)
+    )
+    ax.set(
+        xlim=(min(low[0], 0), max(high[0], size[0])),
+        ylim=(max(high[1], size[1]), min(low[1], 0)),
+        facecolor="#DDDDDD",
+    )
 
 
 def _legend(ax, tints, names, squares):
     dot = dict(linestyle="", markeredgecolor=HALO)
-    handles = [Line2D([], [], color=tint, marker="o", label=name, **dot) for tint, name in zip(tints, names)] or [Line2D([], [], color="#BBBBBB", marker="o", label="tap (area: gate)", **dot)]
-    handles += [Line2D([], [], color=TRUTH, marker="+", markersize=8, markeredgewidth=1.4, linestyle="", markeredgecolor=HALO, label="place")]
-    if squares: handles.append(Line2D([], [], marker="s", markerfacecolor="none", label="regular grid", markersize=4, **dot))
-    ax.legend(handles=handles, fontsize=7, loc="upper center", bbox_to_anchor=(.5, -.01), ncols=4, frameon=False, handletextpad=.2)
+    handles = [
+        Line2D([], [], color=tint, marker="o", label=name, **dot)
+        for tint, name in zip(tints, names)
+    ] or [Line2D([], [], color="#BBBBBB", marker="o", label="tap (area: gate)", **dot)]
+    handles += [
+        Line2D(
+            [],
+            [],
+            color=TRUTH,
+            marker="+",
+            markersize=8,
+            markeredgewidth=1.4,
+            linestyle="",
+            markeredgecolor=HALO,
+            label="place",
+        )
+    ]
+    if squares:
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="s",
+                markerfacecolor="none",
+                label="regular grid",
+                markersize=4,
+                **dot,
+            )
+        )
+    ax.legend(
+        handles=handles,
+        fontsize=7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        ncols=4,
+        frameon=False,
+        handletextpad=0.2,
+    )

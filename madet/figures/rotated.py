@@ -1,4 +1,4 @@
-"""The same rectangle is written differently by every tool. Drawn with the side that is called width and the angle as it is counted, the difference is seen at once. The [lesson on conventions](../boxes/08_conventions.ipynb) says what each one means.
+"""A rectangle with the side and the angle that a convention writes
 
 Docs: https://madet.github.io/madet/figures/rotated.html.md"""
 
@@ -20,20 +20,24 @@ from ..boxes.geometry import Rotated
 from .draw import HALO, PALETTE, show_image
 
 # %% ../../nbs/figures/05_rotated.ipynb #4803c841
-def draw_conventions(axes, box, names=("mmrotate-1.x-oc", "le90", "le135"), image=None, room=.35):
+def draw_conventions(axes, box, names=("mmrotate-1.x-oc", "le90", "le135"), image=None, room=0.35):
     """One rotated `box` `[5]` (clockwise radians) as each convention of `names` writes it, an axes each: its width side thick, its angle as an arc.
 
     The arc runs from the x axis to the width's direction in the sense and range of the convention; `room`: what is shown around the box, in parts of
     its hull. Returns what was written, `[len(names), 5]`; BadInput where axes and names differ in number."""
     axes, box = np.atleast_1d(axes).ravel(), torch.as_tensor(box).detach().cpu().double()
-    if len(axes) != len(names): raise BadInput(f"{len(names)} conventions on {len(axes)} axes; give one axes for each")
+    if len(axes) != len(names):
+        raise BadInput(f"{len(names)} conventions on {len(axes)} axes; give one axes for each")
     written = torch.stack([to_convention(box, name) for name in names])
     for ax, name, numbers in zip(axes, names, written):
         show_image(ax, image)
         _one_writing(ax, convention(name), numbers)
-        _around(ax, Rotated().hull(box), room)
+        _around(ax, Rotated().enclosing_upright(box), room)
         unit = "°" if convention(name).degrees else " rad"
-        ax.set_title(f"{name}\nw {numbers[2]:.0f}  h {numbers[3]:.0f}  angle {numbers[4]:.{0 if unit == '°' else 2}f}{unit}", fontsize=9)
+        ax.set_title(
+            f"{name}\nw {numbers[2]:.0f}  h {numbers[3]:.0f}  angle {numbers[4]:.{0 if unit == '°' else 2}f}{unit}",
+            fontsize=9,
+        )
     return written
 
 
@@ -42,21 +46,46 @@ def _one_writing(ax, how, numbers):
     x, y, w, h, angle = numbers.tolist()
     angle = (angle if how.degrees else math.degrees(angle)) * (1 if how.clockwise else -1)
     corners = Rotated().corners(numbers.new_tensor([x, y, w, h, math.radians(angle)])).numpy()
-    ax.add_patch(Polygon(corners, fill=False, ec=HALO, lw=2.6)); ax.add_patch(Polygon(corners, fill=False, ec=PALETTE[0], lw=1.2))
-    for tint, width in ((HALO, 5.2), (PALETTE[0], 3.6)): ax.plot(*corners[:2].T, color=tint, lw=width, solid_capstyle="butt")
-    reach, way = .42 * max(w, h), math.radians(angle)
-    for tint, width in ((HALO, 3.), (PALETTE[1], 1.6)):
-        ax.plot([x, x + 1.25 * reach], [y, y], "--", color=tint, lw=width * .7)
-        ax.plot([x, x + reach * math.cos(way)], [y, y + reach * math.sin(way)], color=tint, lw=width)
-        ax.add_patch(Arc((x, y), 1.1 * reach, 1.1 * reach, theta1=min(0, angle), theta2=max(0, angle), ec=tint, lw=width))
-    end = (x + .55 * reach * math.cos(way), y + .55 * reach * math.sin(way))
+    ax.add_patch(Polygon(corners, fill=False, ec=HALO, lw=2.6))
+    ax.add_patch(Polygon(corners, fill=False, ec=PALETTE[0], lw=1.2))
+    for tint, width in ((HALO, 5.2), (PALETTE[0], 3.6)):
+        ax.plot(*corners[:2].T, color=tint, lw=width, solid_capstyle="butt")
+    reach, way = 0.42 * max(w, h), math.radians(angle)
+    for tint, width in ((HALO, 3.0), (PALETTE[1], 1.6)):
+        ax.plot([x, x + 1.25 * reach], [y, y], "--", color=tint, lw=width * 0.7)
+        ax.plot(
+            [x, x + reach * math.cos(way)], [y, y + reach * math.sin(way)], color=tint, lw=width
+        )
+        ax.add_patch(
+            Arc(
+                (x, y),
+                1.1 * reach,
+                1.1 * reach,
+                theta1=min(0, angle),
+                theta2=max(0, angle),
+                ec=tint,
+                lw=width,
+            )
+        )
+    end = (x + 0.55 * reach * math.cos(way), y + 0.55 * reach * math.sin(way))
     before = math.radians(angle - math.copysign(14, angle))
-    start = (x + .55 * reach * math.cos(before), y + .55 * reach * math.sin(before))
-    ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color=PALETTE[1], ec=HALO, mutation_scale=11, lw=.6))
+    start = (x + 0.55 * reach * math.cos(before), y + 0.55 * reach * math.sin(before))
+    ax.annotate(
+        "",
+        end,
+        start,
+        arrowprops=dict(arrowstyle="-|>", color=PALETTE[1], ec=HALO, mutation_scale=11, lw=0.6),
+    )
 
 
 def _around(ax, hull, room):
     "Show the hull and some of its surroundings, square"
-    (x1, y1, x2, y2), centre = hull.tolist(), (hull[:2] + hull[2:]) / 2
+    (x1, y1, x2, y2), center = hull.tolist(), (hull[:2] + hull[2:]) / 2
     side = (1 + 2 * room) * max(x2 - x1, y2 - y1) / 2
-    ax.set(xlim=(centre[0].item() - side, centre[0].item() + side), ylim=(centre[1].item() + side, centre[1].item() - side), aspect="equal", xticks=[], yticks=[])
+    ax.set(
+        xlim=(center[0].item() - side, center[0].item() + side),
+        ylim=(center[1].item() + side, center[1].item() - side),
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+    )

@@ -1,4 +1,4 @@
-"""Where does a method gain: on long objects, in crowds, or everywhere a little? Three groups of bars answer that faster than fifteen numbers.
+"""AP over all objects, by aspect ratio and by crowding, several runs side by side
 
 Docs: https://madet.github.io/madet/figures/slices.html.md"""
 
@@ -13,43 +13,66 @@ import math
 import matplotlib.pyplot as plt
 
 from ..boxes.errors import BadInput
-from .draw import HALO, QUIET, colours
+from .draw import HALO, QUIET, colors
 
 # %% ../../nbs/figures/02_slices.ipynb #4028e9a2
-GROUPS = {"all objects": ("AP",), "by aspect ratio": ("AP_compact", "AP_oblong", "AP_elongated"), "by crowding": ("AP_alone", "AP_crowded")}
+GROUPS = {
+    "all objects": ("AP",),
+    "by aspect ratio": ("AP_compact", "AP_oblong", "AP_elongated"),
+    "by crowding": ("AP_alone", "AP_crowded"),
+}
 
 
 def places(groups):
     "Where each key of `groups` {title: keys} stands on the axis: {key: x}, one apart, and half as much again between groups."
-    out, x = {}, 0.
+    out, x = {}, 0.0
     for keys in groups.values():
-        for key in keys: out[key], x = x, x + 1
-        x += .5
+        for key in keys:
+            out[key], x = x, x + 1
+        x += 0.5
     return out
 
 # %% ../../nbs/figures/02_slices.ipynb #30a12cd1
 def slice_bars(rows, ax=None, groups=GROUPS, label="row", objects=None, title=None):
     """AP in slices, one bar a row: each of `rows` is a dict with the keys of `groups` {title: keys} as fractions or None, perhaps
     `KEY_spread`, and its name under `label`. `objects` {slice: count} is written below the names. Returns the axes; BadInput without rows."""
-    if not rows: raise BadInput("bars by slice need at least one row with AP values; give the rows that a table shows")
-    at, width = places(groups), .8 / len(rows)
+    if not rows:
+        raise BadInput(
+            "bars by slice need at least one row with AP values; give the rows that a table shows"
+        )
+    at, width = places(groups), 0.8 / len(rows)
     ax = ax or plt.subplots(figsize=(7.2, 3), layout="constrained")[1]
-    for i, (row, colour) in enumerate(zip(rows, colours(len(rows)))):
+    for i, (row, color) in enumerate(zip(rows, colors(len(rows)))):
         shift = (i - (len(rows) - 1) / 2) * width
-        for key, x in at.items(): _bar(ax, x + shift, width, row.get(key), row.get(f"{key}_spread"), colour)
-        ax.bar([math.nan], [math.nan], color=colour, label=row[label])
+        for key, x in at.items():
+            _bar(ax, x + shift, width, row.get(key), row.get(f"{key}_spread"), color)
+        ax.bar([math.nan], [math.nan], color=color, label=row[label])
     counts = {f"AP_{name}": f"\n{count} objects" for name, count in (objects or {}).items()}
-    ax.set_xticks(list(at.values()), [(key[3:] or "all") + counts.get(key, "") for key in at], fontsize=8)
-    for name, keys in groups.items(): ax.text(sum(at[k] for k in keys) / len(keys), 1.02, name, transform=ax.get_xaxis_transform(), ha="center", fontsize=8, color=QUIET)
-    ax.set(ylabel="AP", xlim=(-.6, max(at.values()) + .6), ylim=(0, None)), ax.set_title(title, fontsize=9, pad=18 if title else None), ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set_xticks(
+        list(at.values()), [(key[3:] or "all") + counts.get(key, "") for key in at], fontsize=8
+    )
+    for name, keys in groups.items():
+        ax.text(
+            sum(at[k] for k in keys) / len(keys),
+            1.02,
+            name,
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            fontsize=8,
+            color=QUIET,
+        )
+    ax.set(ylabel="AP", xlim=(-0.6, max(at.values()) + 0.6), ylim=(0, None))
+    ax.set_title(title, fontsize=9, pad=18 if title else None)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def _bar(ax, x, width, value, spread, colour):
+def _bar(ax, x, width, value, spread, color):
     "One bar with its whisker, in percent; a dash where there is no value"
     if value is None or value == "" or math.isnan(value):
-        ax.text(x, 0, "–", color=colour, ha="center", va="bottom", fontsize=9)
+        ax.text(x, 0, "–", color=color, ha="center", va="bottom", fontsize=9)
         return
-    ax.bar(x, 100 * value, .92 * width, color=colour)
-    if spread: ax.errorbar(x, 100 * value, 100 * spread, color=HALO, lw=.9, capsize=2)
+    ax.bar(x, 100 * value, 0.92 * width, color=color)
+    if spread:
+        ax.errorbar(x, 100 * value, 100 * spread, color=HALO, lw=0.9, capsize=2)

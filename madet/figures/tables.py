@@ -1,4 +1,4 @@
-"""A results table is read by people who look for one number. So numbers stand to the right, AP has one decimal, its spread is small, the paper's value is next to ours, and what was not run says so.
+"""One renderer for the terminal, Markdown, HTML and CSV, and the results file that several processes append to.
 
 Docs: https://madet.github.io/madet/figures/tables.html.md"""
 
@@ -25,131 +25,225 @@ from ..boxes.errors import BadInput
 # %% ../../nbs/figures/01_tables.ipynb #6e9f797a
 MISSING = "not run"
 
+
 @dataclass(frozen=True)
 class Column:
     "One column of a table"
-    key: str                       # where a row keeps the value; `KEY_spread` beside it is its spread
-    title: str | None = None       # heading, by default the key
-    kind: str | None = None        # text, percent (of a fraction), whole, number; found out where None
-    missing: str | None = None     # what an empty cell says; by default `not run` for percent, nothing otherwise
-    decimals: int | None = None    # 1 for percent, 3 significant digits for a number
+
+    key: str  # where a row keeps the value; `KEY_spread` beside it is its spread
+    title: str | None = None  # heading, by default the key
+    kind: str | None = None  # text, percent (of a fraction), whole, number; found out where None
+    missing: str | None = (
+        None  # what an empty cell says; by default `not run` for percent, nothing otherwise
+    )
+    decimals: int | None = None  # 1 for percent, 3 significant digits for a number
+
 
 _PERCENT = re.compile(r"(^|_)m?A[PR](\d+|[sml]|r|c|f)?(_|$)")
 
-def _empty(value): return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+def _empty(value):
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
 
 def _column(spec, rows):
     "A full `Column` of a key, a (key, title) pair or a `Column`; the kind comes from the key, then from the values"
     one = spec if isinstance(spec, Column) else Column(*([spec] if isinstance(spec, str) else spec))
     values = [r[one.key] for r in rows if not _empty(r.get(one.key))]
-    number = bool(values) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    kind = one.kind or ("percent" if _PERCENT.search(one.key) and (number or not values) else
-                        "text" if not number else "whole" if all(float(v).is_integer() for v in values) else "number")
+    number = bool(values) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+    )
+    kind = one.kind or (
+        "percent"
+        if _PERCENT.search(one.key) and (number or not values)
+        else "text"
+        if not number
+        else "whole"
+        if all(float(v).is_integer() for v in values)
+        else "number"
+    )
     missing = (MISSING if kind == "percent" else "") if one.missing is None else one.missing
     return Column(one.key, one.key if one.title is None else one.title, kind, missing, one.decimals)
 
+
 def _shown(value, column):
-    if column.kind == "percent" and isinstance(value, (int, float)): return f"{100 * value:.{1 if column.decimals is None else column.decimals}f}"
-    if column.kind == "whole" and isinstance(value, (int, float)): return f"{value:,.0f}"
-    if column.kind == "number" and isinstance(value, (int, float)): return f"{value:.3g}" if column.decimals is None else f"{value:,.{column.decimals}f}"
+    if column.kind == "percent" and isinstance(value, (int, float)):
+        return f"{100 * value:.{1 if column.decimals is None else column.decimals}f}"
+    if column.kind == "whole" and isinstance(value, (int, float)):
+        return f"{value:,.0f}"
+    if column.kind == "number" and isinstance(value, (int, float)):
+        return f"{value:.3g}" if column.decimals is None else f"{value:,.{column.decimals}f}"
     return str(value)
+
 
 def _cell(row, column):
     "(text, spread text or None, is it missing); a row that is not done says its status in its empty cells"
     value, spread = row.get(column.key), row.get(f"{column.key}_spread")
     if _empty(value):
         status = row.get("status")
-        return (status if column.missing and status not in (None, "", "done") else column.missing), None, True
+        return (
+            (status if column.missing and status not in (None, "", "done") else column.missing),
+            None,
+            True,
+        )
     return _shown(value, column), None if _empty(spread) else _shown(spread, column), False
 
 # %% ../../nbs/figures/01_tables.ipynb #b2aadefd
 FORMATS = ("text", "markdown", "html", "csv")
 
+
 def _texts(rows, columns):
     "The text form: padded columns under a rule, numbers to the right"
-    cells = [[c.title for c in columns]] + [[t + (f" ±{s}" if s else "") for t, s, _ in (_cell(r, c) for c in columns)] for r in rows]
+    cells = [[c.title for c in columns]] + [
+        [t + (f" ±{s}" if s else "") for t, s, _ in (_cell(r, c) for c in columns)] for r in rows
+    ]
     spreads = [any(not _empty(r.get(f"{c.key}_spread")) for r in rows) for c in columns]
-    for row, line in zip(rows, cells[1:]):                       # values without a spread keep their digits under the others'
+    for row, line in zip(
+        rows, cells[1:]
+    ):  # values without a spread keep their digits under the others'
         for i, c in enumerate(columns):
-            if spreads[i] and _cell(row, c)[1] is None and not _cell(row, c)[2]: line[i] += " " * (2 + max(len(_cell(r, c)[1] or "") for r in rows))
+            if spreads[i] and _cell(row, c)[1] is None and not _cell(row, c)[2]:
+                line[i] += " " * (2 + max(len(_cell(r, c)[1] or "") for r in rows))
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ["  ".join(t.ljust(w) if c.kind == "text" else t.rjust(w) for t, w, c in zip(line, widths, columns)).rstrip() for line in cells]
+    lines = [
+        "  ".join(
+            t.ljust(w) if c.kind == "text" else t.rjust(w) for t, w, c in zip(line, widths, columns)
+        ).rstrip()
+        for line in cells
+    ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]]) + "\n"
 
+
 def _markdown(rows, columns):
-    def safe(text): return str(text).replace("|", "\\|").replace("\n", " ")
-    lines = [[safe(c.title) for c in columns], ["---" if c.kind == "text" else "---:" for c in columns]]
-    lines += [[(f"*{safe(t)}*" if gone and t.strip("–- ") else safe(t)) + (f" <sub>±{s}</sub>" if s else "") for t, s, gone in (_cell(r, c) for c in columns)] for r in rows]
+    def safe(text):
+        return str(text).replace("|", "\\|").replace("\n", " ")
+
+    lines = [
+        [safe(c.title) for c in columns],
+        ["---" if c.kind == "text" else "---:" for c in columns],
+    ]
+    lines += [
+        [
+            (f"*{safe(t)}*" if gone and t.strip("–- ") else safe(t))
+            + (f" <sub>±{s}</sub>" if s else "")
+            for t, s, gone in (_cell(r, c) for c in columns)
+        ]
+        for r in rows
+    ]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
 
 def _html(rows, columns):
     def cell(tag, text, column, note=""):
         return f'<{tag} style="text-align:{"left" if column.kind == "text" else "right"}">{text}{note}</{tag}>'
+
     head = "".join(cell("th", html.escape(c.title), c) for c in columns)
     body = ""
     for r in rows:
         body += "<tr>"
         for c in columns:
             text, spread, gone = _cell(r, c)
-            text = f'<span style="opacity:.55">{html.escape(text)}</span>' if gone and text else html.escape(text)
-            body += cell("td", text, c, f' <small style="opacity:.7">±{spread}</small>' if spread else "")
+            text = (
+                f'<span style="opacity:.55">{html.escape(text)}</span>'
+                if gone and text
+                else html.escape(text)
+            )
+            body += cell(
+                "td", text, c, f' <small style="opacity:.7">±{spread}</small>' if spread else ""
+            )
         body += "</tr>\n"
     return f'<table class="madet">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n'
 
+
 def _csv(rows, columns):
     out = io.StringIO()
-    keys = [k for c in columns for k in (c.key, f"{c.key}_spread") if k == c.key or any(k in r for r in rows)]
+    keys = [
+        k
+        for c in columns
+        for k in (c.key, f"{c.key}_spread")
+        if k == c.key or any(k in r for r in rows)
+    ]
     writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows([{k: _stored(r.get(k)) for k in keys} for r in rows])
     return out.getvalue()
 
-def _stored(value): return "" if _empty(value) else repr(value) if isinstance(value, float) else value
+
+def _stored(value):
+    return "" if _empty(value) else repr(value) if isinstance(value, float) else value
+
 
 def render(rows, columns=None, fmt="text"):
     """A table as text, markdown, html or csv.
 
     `rows`: list of dicts, AP and AR as fractions; `columns`: keys, (key, title) pairs or `Column`s, by default every key in order of
     appearance. Empty cells say `not run`, or the row's `status` where it is not `done`. Raises `BadInput` for an unknown format."""
-    if fmt not in FORMATS: raise BadInput(f"table format {fmt!r} is none of {', '.join(FORMATS)}")
+    if fmt not in FORMATS:
+        raise BadInput(f"table format {fmt!r} is none of {', '.join(FORMATS)}")
     rows = list(rows)
-    columns = columns or [k for k in dict.fromkeys(k for r in rows for k in r) if not k.endswith("_spread")]
-    return {"text": _texts, "markdown": _markdown, "html": _html, "csv": _csv}[fmt](rows, [_column(c, rows) for c in columns])
+    columns = columns or [
+        k for k in dict.fromkeys(k for r in rows for k in r) if not k.endswith("_spread")
+    ]
+    return {"text": _texts, "markdown": _markdown, "html": _html, "csv": _csv}[fmt](
+        rows, [_column(c, rows) for c in columns]
+    )
+
 
 class Table:
     "Rows that show themselves: as HTML in a notebook, as text in a terminal"
-    def __init__(self, rows, columns=None): self.rows, self.columns = list(rows), columns
-    def __str__(self): return render(self.rows, self.columns)
-    def __repr__(self): return str(self)
-    def _repr_html_(self): return render(self.rows, self.columns, "html")
+
+    def __init__(self, rows, columns=None):
+        self.rows = list(rows)
+        self.columns = columns
+
+    def __str__(self):
+        return render(self.rows, self.columns)
+
+    def __repr__(self):
+        return str(self)
+
+    def _repr_html_(self):
+        return render(self.rows, self.columns, "html")
 
 # %% ../../nbs/figures/01_tables.ipynb #d9a1f657
 LEADING = ("row", "scale", "seed", "status")
 _TEXT = {"row", "scale", "status"}
 
+
 def _value(key, text):
     "What a CSV cell means: None, a whole number, a number, or text"
-    if text == "" or text is None: return None
-    if key in _TEXT: return text
+    if text == "" or text is None:
+        return None
+    if key in _TEXT:
+        return text
     for kind in (int, float):
-        try: return kind(text)
-        except ValueError: pass
+        try:
+            return kind(text)
+        except ValueError:
+            pass
     return text
+
 
 def read_rows(path):
     "The rows of a results file as dicts with numbers; an absent file has none. `BadInput` names the line that does not fit the header."
     path = Path(path)
-    if not path.exists(): return []
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple((reader.fieldnames or LEADING)[:4]) != LEADING:
-            raise BadInput(f"{path}: line 1: the columns must begin with {', '.join(LEADING)}; move or delete the file to start anew")
+            raise BadInput(
+                f"{path}: line 1: the columns must begin with {', '.join(LEADING)}; move or delete the file to start anew"
+            )
         rows = []
         for cells in reader:
             if None in cells or None in cells.values():
-                raise BadInput(f"{path}: line {reader.line_num}: this row has not as many cells as the header; repair or delete it")
+                raise BadInput(
+                    f"{path}: line {reader.line_num}: this row has not as many cells as the header; repair or delete it"
+                )
             rows.append({k: _value(k, v) for k, v in cells.items()})
     return rows
+
 
 @contextmanager
 def _locked(folder):
@@ -157,18 +251,24 @@ def _locked(folder):
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally: os.close(handle)
+    finally:
+        os.close(handle)
+
 
 def append_row(path, row):
     "Appends one row (a dict with row, scale, seed, status and whatever was measured) under a lock; the file changes as a whole or not at all"
     absent = [k for k in LEADING if k not in row]
-    if absent: raise BadInput(f"{path}: a results row needs {', '.join(LEADING)}; this one lacks {', '.join(absent)}")
+    if absent:
+        raise BadInput(
+            f"{path}: a results row needs {', '.join(LEADING)}; this one lacks {', '.join(absent)}"
+        )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):
         rows = [*read_rows(path), row]
         keys = list(dict.fromkeys([*LEADING, *(k for r in rows for k in r)]))
         _replace(path, _csv([{k: r.get(k) for k in keys} for r in rows], [Column(k) for k in keys]))
+
 
 def _replace(path, text):
     "Writes a neighbour, makes it durable, and renames it over `path`"
@@ -183,6 +283,7 @@ def _replace(path, text):
     except BaseException:
         os.unlink(name)
         raise
+
 
 def latest(rows, keys=("row", "scale", "seed")):
     "The last row of each (row, scale, seed): a row that was broken and ran again counts once"

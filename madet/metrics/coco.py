@@ -1,4 +1,4 @@
-"""How good is a pile of boxes? COCO answers with twelve numbers. We let the reference compute them, and keep its curves.
+"""Twelve numbers, per class and per size, from memory or from files; pycocotools is the reference.
 
 Docs: https://madet.github.io/madet/metrics/coco.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://madet.github.io/madet/metrics/coco.html.md"""
 
 # %% auto #0
 __all__ = ['KEYS', 'SIZES', 'IOUS', 'identity', 'truth_dict', 'result_list', 'check_truth', 'check_results', 'backend_name',
-           'summarise', 'score_dicts', 'category_names', 'curves', 'coco_score', 'record_truths', 'plain', 'class_rows',
-           'size_rows']
+           'summarize', 'score_dicts', 'category_names', 'curves', 'coco_score', 'record_truths', 'coco_json',
+           'class_rows', 'size_rows']
 
 # %% ../../nbs/metrics/00_coco.ipynb #6387a64c
 import contextlib
@@ -22,8 +22,14 @@ from ..boxes.errors import BadInput
 
 # %% ../../nbs/metrics/00_coco.ipynb #1bb88e96
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}   # areas in pixels
-IOUS = tuple(np.linspace(.5, .95, 10))
+SIZES = {
+    "all": (0, 1e10),
+    "small": (0, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, 1e10),
+}  # areas in pixels
+IOUS = tuple(np.linspace(0.5, 0.95, 10))
+
 
 def _array(x, dtype=np.float64, width=None):
     "Tensor, list or array to a numpy array; `[0]` becomes `[0, width]`"
@@ -31,24 +37,35 @@ def _array(x, dtype=np.float64, width=None):
     x = np.asarray(x, dtype)
     return x.reshape(-1, width) if width and x.size == 0 else x
 
+
 def identity(x):
     "A number out of a tensor or array with one entry; anything else as it is"
     return x.item() if hasattr(x, "item") else x
+
 
 def _xywh(xyxy):
     xyxy = _array(xyxy, width=4)
     return np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], 1)
 
+
 def _segmentation(mask, where):
     "A COCO segmentation of a run-length dict, of polygons `[K, 2]` (or flat lists), or of a binary mask `[H, W]`"
     if isinstance(mask, dict) and "counts" in mask:
-        return dict(mask, counts=mask["counts"] if isinstance(mask["counts"], (bytes, str)) else list(mask["counts"]))
+        return dict(
+            mask,
+            counts=mask["counts"]
+            if isinstance(mask["counts"], (bytes, str))
+            else list(mask["counts"]),
+        )
     if isinstance(mask, (list, tuple)) and len(mask):
         return [_array(p).ravel().tolist() for p in mask]
     if mask is not None and getattr(mask, "ndim", 0) == 2:
         from pycocotools import mask as rle
+
         return rle.encode(np.asfortranarray(_array(mask, np.uint8)))
-    raise BadInput(f"{where} has no mask; score boxes instead with iou_type='bbox', or give a mask to every object")
+    raise BadInput(
+        f"{where} has no mask; score boxes instead with iou_type='bbox', or give a mask to every object"
+    )
 
 # %% ../../nbs/metrics/00_coco.ipynb #27f4dbaa
 def truth_dict(truths, classes, iou_type="bbox"):
@@ -60,22 +77,43 @@ def truth_dict(truths, classes, iou_type="bbox"):
     ignored in every class."""
     keys = [identity(t["image_id"]) for t in truths]
     if len(set(keys)) < len(keys):
-        raise BadInput(f"image id {next(k for k in keys if keys.count(k) > 1)!r} occurs twice in the truth; give every image its own id")
+        raise BadInput(
+            f"image id {next(k for k in keys if keys.count(k) > 1)!r} occurs twice in the truth; give every image its own id"
+        )
     whole = all(isinstance(k, int) for k in keys)
     ids = {k: k for k in keys} if whole else {k: i for i, k in enumerate(sorted(keys, key=str), 1)}
-    images = [dict(id=ids[k], width=int(t.get("width") or 0), height=int(t.get("height") or 0)) for k, t in zip(keys, truths)]
+    images = [
+        dict(id=ids[k], width=int(t.get("width") or 0), height=int(t.get("height") or 0))
+        for k, t in zip(keys, truths)
+    ]
     annotations = []
     for key, t in zip(keys, truths):
         boxes, labels = _xywh(t["boxes"]), _array(t["labels"], np.int64)
-        ignore = _array(t["ignore"], bool) if t.get("ignore") is not None else np.zeros(len(labels), bool)
+        ignore = (
+            _array(t["ignore"], bool)
+            if t.get("ignore") is not None
+            else np.zeros(len(labels), bool)
+        )
         areas, masks = t.get("areas"), t.get("masks")
         for i, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist())):
             one = dict(image_id=ids[key], bbox=box, iscrowd=int(ignore[i]))
-            if areas is not None: one["area"] = float(areas[i])
-            if iou_type == "segm": one["segmentation"] = _segmentation(masks[i] if masks else None, f"object {i} of image {key!r}")
+            if areas is not None:
+                one["area"] = float(areas[i])
+            if iou_type == "segm":
+                one["segmentation"] = _segmentation(
+                    masks[i] if masks else None, f"object {i} of image {key!r}"
+                )
             everywhere = label == -1 and ignore[i]
-            annotations += [dict(one, category_id=c + 1) for c in (range(len(classes)) if everywhere else [label])]
-    return dict(images=images, annotations=annotations, categories=[dict(id=i, name=n) for i, n in enumerate(classes, 1)]), ids
+            annotations += [
+                dict(one, category_id=c + 1)
+                for c in (range(len(classes)) if everywhere else [label])
+            ]
+    return dict(
+        images=images,
+        annotations=annotations,
+        categories=[dict(id=i, name=n) for i, n in enumerate(classes, 1)],
+    ), ids
+
 
 def result_list(results, ids, iou_type="bbox"):
     """In-memory detections as a COCO result list; `ids` from `truth_dict`. Each is dict(image_id, boxes [N,4], scores [N], labels [N][, masks])."""
@@ -83,11 +121,20 @@ def result_list(results, ids, iou_type="bbox"):
     for r in results:
         key = identity(r["image_id"])
         if key not in ids:
-            raise BadInput(f"detections for image id {key!r}, which the truth does not have; score them against the truth of the same images")
-        scores, labels = _array(r["scores"]).tolist(), _array(r["labels"], np.int64).tolist()
+            raise BadInput(
+                f"detections for image id {key!r}, which the truth does not have; score them against the truth of the same images"
+            )
+        scores = _array(r["scores"]).tolist()
+        labels = _array(r["labels"], np.int64).tolist()
         for i, (box, score, label) in enumerate(zip(_xywh(r["boxes"]).tolist(), scores, labels)):
             one = dict(image_id=ids[key], category_id=label + 1, score=score)
-            one |= {"bbox": box} if iou_type == "bbox" else {"segmentation": _segmentation(r["masks"][i], f"detection {i} of image {key!r}")}
+            one |= (
+                {"bbox": box}
+                if iou_type == "bbox"
+                else {
+                    "segmentation": _segmentation(r["masks"][i], f"detection {i} of image {key!r}")
+                }
+            )
             listed.append(one)
     return listed
 
@@ -95,92 +142,182 @@ def result_list(results, ids, iou_type="bbox"):
 def _require(entries, keys, where):
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise BadInput(f"{where}[{i}] is {type(entry).__name__}, not an object; COCO wants an object with {', '.join(keys)}")
+            raise BadInput(
+                f"{where}[{i}] is {type(entry).__name__}, not an object; COCO wants an object with {', '.join(keys)}"
+            )
         for key in keys:
-            if key not in entry: raise BadInput(f"{where}[{i}] has no '{key}'; every entry needs {', '.join(keys)}")
-            if key.endswith("id") and not isinstance(entry[key], (int, float, str)): raise BadInput(f"{where}[{i}]: '{key}' is {entry[key]!r}; it must be a number or a text")
+            if key not in entry:
+                raise BadInput(f"{where}[{i}] has no '{key}'; every entry needs {', '.join(keys)}")
+            if key.endswith("id") and not isinstance(entry[key], (int, float, str)):
+                raise BadInput(
+                    f"{where}[{i}]: '{key}' is {entry[key]!r}; it must be a number or a text"
+                )
+
 
 def _numbers(entry, key, count, where):
     values = entry[key] if count > 1 else [entry[key]]
-    good = isinstance(values, (list, tuple)) and len(values) == count and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    if not good: raise BadInput(f"{where}: '{key}' is {entry[key]!r}; it must be {count if count > 1 else 'one'} finite number{'s' * (count > 1)}")
+    good = (
+        isinstance(values, (list, tuple))
+        and len(values) == count
+        and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+            for v in values
+        )
+    )
+    if not good:
+        raise BadInput(
+            f"{where}: '{key}' is {entry[key]!r}; it must be {count if count > 1 else 'one'} finite number{'s' * (count > 1)}"
+        )
+
 
 def check_truth(truth, iou_type="bbox", where="truth"):
     "Raises `BadInput` where a COCO dictionary lacks what scoring needs; `where` names the file."
-    if not isinstance(truth, dict): raise BadInput(f"{where} is a {type(truth).__name__}, not a COCO dictionary with images, annotations and categories")
-    for part, keys in (("images", ["id"]), ("categories", ["id"]), ("annotations", ["image_id", "category_id", "bbox" if iou_type == "bbox" else "segmentation"])):
-        if not isinstance(truth.get(part), list): raise BadInput(f"{where} has no list '{part}'; a COCO truth has images, annotations and categories")
+    if not isinstance(truth, dict):
+        raise BadInput(
+            f"{where} is a {type(truth).__name__}, not a COCO dictionary with images, annotations and categories"
+        )
+    for part, keys in (
+        ("images", ["id"]),
+        ("categories", ["id"]),
+        (
+            "annotations",
+            ["image_id", "category_id", "bbox" if iou_type == "bbox" else "segmentation"],
+        ),
+    ):
+        if not isinstance(truth.get(part), list):
+            raise BadInput(
+                f"{where} has no list '{part}'; a COCO truth has images, annotations and categories"
+            )
         _require(truth[part], keys, f"{where}: {part}")
         if part != "annotations" and len({e["id"] for e in truth[part]}) < len(truth[part]):
             raise BadInput(f"{where}: an id occurs twice in '{part}'; ids there must differ")
     if iou_type == "bbox":
-        for i, a in enumerate(truth["annotations"]): _numbers(a, "bbox", 4, f"{where}: annotations[{i}]")
+        for i, a in enumerate(truth["annotations"]):
+            _numbers(a, "bbox", 4, f"{where}: annotations[{i}]")
+
 
 def check_results(results, truth, iou_type="bbox", where="results"):
     "The result list of a list or of a COCO dictionary with scores; raises `BadInput` for missing keys, NaN and unknown images."
-    if isinstance(results, dict): results, where = results.get("annotations"), f"{where}: annotations"
-    if not isinstance(results, list): raise BadInput(f"{where} is no result list; give a list of objects, or a COCO dictionary whose annotations carry 'score'")
-    key, known = "bbox" if iou_type == "bbox" else "segmentation", {i["id"] for i in truth["images"]}
+    if isinstance(results, dict):
+        results, where = results.get("annotations"), f"{where}: annotations"
+    if not isinstance(results, list):
+        raise BadInput(
+            f"{where} is no result list; give a list of objects, or a COCO dictionary whose annotations carry 'score'"
+        )
+    key = "bbox" if iou_type == "bbox" else "segmentation"
+    known = {i["id"] for i in truth["images"]}
     _require(results, ["image_id", "category_id", "score", key], where)
     for i, r in enumerate(results):
         _numbers(r, "score", 1, f"{where}[{i}]")
-        if iou_type == "bbox": _numbers(r, "bbox", 4, f"{where}[{i}]")
+        if iou_type == "bbox":
+            _numbers(r, "bbox", 4, f"{where}[{i}]")
         if r["image_id"] not in known:
-            raise BadInput(f"{where}[{i}]: image id {r['image_id']!r} is not in the truth; score against the truth of the same images")
+            raise BadInput(
+                f"{where}[{i}]: image id {r['image_id']!r} is not in the truth; score against the truth of the same images"
+            )
     return results
 
 # %% ../../nbs/metrics/00_coco.ipynb #2029f19b
 def backend_name(backend="auto"):
     "`'faster'` or `'pycocotools'`: what a request comes to on this machine"
-    if backend not in ("auto", "faster", "pycocotools"): raise BadInput(f"backend {backend!r} is none of auto, faster, pycocotools")
+    if backend not in ("auto", "faster", "pycocotools"):
+        raise BadInput(f"backend {backend!r} is none of auto, faster, pycocotools")
     there = importlib.util.find_spec("faster_coco_eval") is not None
-    if backend == "faster" and not there: raise BadInput("faster-coco-eval is not installed; pip install 'madet[fast]', or use backend='pycocotools'")
+    if backend == "faster" and not there:
+        raise BadInput(
+            "faster-coco-eval is not installed; pip install 'madet[fast]', or use backend='pycocotools'"
+        )
     return "faster" if there and backend != "pycocotools" else "pycocotools"
+
 
 def _api(name):
     if name == "faster":
         from faster_coco_eval import COCO, COCOeval_faster, mask
+
         return COCO, lambda t, r, kind: COCOeval_faster(t, r, kind, rle_iou_max_workers=1), mask
     from pycocotools import mask
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
     return COCO, COCOeval, mask
+
 
 def _run_length(one, image, mask):
     "Run lengths of a segmentation, painted on its image where it comes as polygons"
     shape = one["segmentation"]
-    if isinstance(shape, dict) and isinstance(shape.get("counts"), (str, bytes)) and len(shape.get("size", ())) == 2: return shape
+    if (
+        isinstance(shape, dict)
+        and isinstance(shape.get("counts"), (str, bytes))
+        and len(shape.get("size", ())) == 2
+    ):
+        return shape
     try:
-        height, width = shape["size"] if isinstance(shape, dict) else (image.get("height"), image.get("width"))
-        if not height or not width: raise BadInput(f"image {image['id']!r} has polygons but no width and height; add both to the truth's images")
+        height, width = (
+            shape["size"] if isinstance(shape, dict) else (image.get("height"), image.get("width"))
+        )
+        if not height or not width:
+            raise BadInput(
+                f"image {image['id']!r} has polygons but no width and height; add both to the truth's images"
+            )
         painted = mask.frPyObjects(shape, height, width)
         return mask.merge(painted) if isinstance(painted, list) else painted
-    except BadInput: raise
-    except Exception:                                     # the reference raises all kinds here
-        raise BadInput(f"a segmentation on image {image['id']!r} is neither polygons nor run lengths; it begins {str(shape)[:40]!r}") from None
+    except BadInput:
+        raise
+    except Exception:  # the reference raises all kinds here
+        raise BadInput(
+            f"a segmentation on image {image['id']!r} is neither polygons nor run lengths; it begins {str(shape)[:40]!r}"
+        ) from None
+
 
 def _filled(annotations, images, iou_type, mask, results=False):
     "Annotations numbered from 1, each with an area, a crowd flag and what the reference reads"
-    box_area = iou_type == "bbox" or (results and bool(annotations) and bool(annotations[0].get("bbox")))
+    box_area = iou_type == "bbox" or (
+        results and bool(annotations) and bool(annotations[0].get("bbox"))
+    )
     filled = []
     for number, one in enumerate(annotations, 1):
         one = dict(one, id=number, iscrowd=0 if results else int(one.get("iscrowd") or 0))
-        if iou_type == "segm": one["segmentation"] = _run_length(one, images[one["image_id"]], mask)
+        if iou_type == "segm":
+            one["segmentation"] = _run_length(one, images[one["image_id"]], mask)
         if results or one.get("area") is None:
-            one["area"] = one["bbox"][2] * one["bbox"][3] if box_area else float(mask.area(one["segmentation"]))
+            one["area"] = (
+                one["bbox"][2] * one["bbox"][3]
+                if box_area
+                else float(mask.area(one["segmentation"]))
+            )
         filled.append(one)
     return filled
 
+
 def _numbered(truth, results):
     "The same with whole numbers for image and category ids, which the C++ reference asks for; their order is kept"
+
     def numbers(entries):
         ids = [e["id"] for e in entries]
-        return {i: i for i in ids} if all(isinstance(i, int) for i in ids) else {i: n for n, i in enumerate(sorted(ids, key=str), 1)}
+        return (
+            {i: i for i in ids}
+            if all(isinstance(i, int) for i in ids)
+            else {i: n for n, i in enumerate(sorted(ids, key=str), 1)}
+        )
+
     images, categories = numbers(truth["images"]), numbers(truth["categories"])
-    def moved(entries): return [dict(e, image_id=images[e["image_id"]], category_id=categories.get(e["category_id"], -7)) for e in entries if e["image_id"] in images]
-    return dict(truth, images=[dict(i, id=images[i["id"]]) for i in truth["images"]], categories=[dict(c, id=categories[c["id"]]) for c in truth["categories"]],
-                annotations=moved(truth["annotations"])), moved(results)
+
+    def moved(entries):
+        return [
+            dict(
+                e, image_id=images[e["image_id"]], category_id=categories.get(e["category_id"], -7)
+            )
+            for e in entries
+            if e["image_id"] in images
+        ]
+
+    return dict(
+        truth,
+        images=[dict(i, id=images[i["id"]]) for i in truth["images"]],
+        categories=[dict(c, id=categories[c["id"]]) for c in truth["categories"]],
+        annotations=moved(truth["annotations"]),
+    ), moved(results)
+
 
 def _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name):
     "precision `[T,R,K,A,M]`, recall `[T,K,A,M]` and scores `[T,R,K,A,M]` of the reference, in silence"
@@ -190,11 +327,15 @@ def _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name):
     sides = []
     for annotations, are_results in ((truth["annotations"], False), (results, True)):
         side = COCO()
-        side.dataset = dict(truth, annotations=_filled(annotations, images, iou_type, mask, are_results))
+        side.dataset = dict(
+            truth, annotations=_filled(annotations, images, iou_type, mask, are_results)
+        )
         side.createIndex()
         sides.append(side)
     judge = evaluator(*sides, iou_type)
-    judge.params.maxDets, judge.params.useCats, judge.params.iouThrs = list(max_dets), int(use_cats), np.array(ious)
+    judge.params.maxDets = list(max_dets)
+    judge.params.useCats = int(use_cats)
+    judge.params.iouThrs = np.array(ious)
     judge.evaluate()
     judge.accumulate()
     return judge
@@ -205,86 +346,181 @@ def _mean(values):
     values = values[values > -1]
     return float(np.mean(values)) if values.size else None
 
-def _at(precision, ious, iou): return precision[np.isclose(ious, iou)]
 
-def summarise(precision, recall, ious, max_dets):
+def _at(precision, ious, iou):
+    return precision[np.isclose(ious, iou)]
+
+
+def summarize(precision, recall, ious, max_dets):
     "The named numbers of `precision [T,R,K,A,M]` and `recall [T,K,A,M]`, as fractions; undefined ones are `None`"
     all_, small, medium, large = range(4)
-    summary = {"AP": _mean(precision[..., all_, -1]), "AP50": _mean(_at(precision, ious, .5)[..., all_, -1]), "AP75": _mean(_at(precision, ious, .75)[..., all_, -1])}
-    summary |= {f"AP{s}": _mean(precision[..., i, -1]) for s, i in zip("sml", (small, medium, large))}
+    summary = {
+        "AP": _mean(precision[..., all_, -1]),
+        "AP50": _mean(_at(precision, ious, 0.5)[..., all_, -1]),
+        "AP75": _mean(_at(precision, ious, 0.75)[..., all_, -1]),
+    }
+    summary |= {
+        f"AP{s}": _mean(precision[..., i, -1]) for s, i in zip("sml", (small, medium, large))
+    }
     summary |= {f"AR{n}": _mean(recall[..., all_, m]) for m, n in enumerate(max_dets)}
-    return summary | {f"AR{s}": _mean(recall[..., i, -1]) for s, i in zip("sml", (small, medium, large))}
+    return summary | {
+        f"AR{s}": _mean(recall[..., i, -1]) for s, i in zip("sml", (small, medium, large))
+    }
 
 # %% ../../nbs/metrics/00_coco.ipynb #1164373d
-def score_dicts(truth, results, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS, where=("truth", "results")):
+def score_dicts(
+    truth,
+    results,
+    iou_type="bbox",
+    max_dets=(1, 10, 100),
+    use_cats=True,
+    backend="auto",
+    ious=IOUS,
+    where=("truth", "results"),
+):
     """Score a result list (or a COCO dictionary whose annotations carry `score`) against a COCO dictionary.
 
     `iou_type` bbox or segm; `max_dets` detections kept per image and class, ascending; `use_cats=False` forgets classes; `where` names
     both inputs in complaints. Returns the keys of `summarise` as fractions, `per_class` (name -> AP, AP50, AP75, APs, APm, APl, AR,
     objects), counts, and for figures `precision`, `recall`, `scores`, `recall_points`, `curves`. Raises `BadInput`."""
-    if iou_type not in ("bbox", "segm"): raise BadInput(f"iou type {iou_type!r} is neither bbox nor segm")
-    if not max_dets or min(max_dets) < 1: raise BadInput(f"max_dets is {list(max_dets)}; it must be whole numbers from 1")
+    if iou_type not in ("bbox", "segm"):
+        raise BadInput(f"iou type {iou_type!r} is neither bbox nor segm")
+    if not max_dets or min(max_dets) < 1:
+        raise BadInput(f"max_dets is {list(max_dets)}; it must be whole numbers from 1")
     check_truth(truth, iou_type, where[0])
-    results, name, max_dets = check_results(results, truth, iou_type, where[1]), backend_name(backend), sorted(max_dets)
+    results, name, max_dets = (
+        check_results(results, truth, iou_type, where[1]),
+        backend_name(backend),
+        sorted(max_dets),
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         judge = _accumulate(truth, results, iou_type, max_dets, use_cats, ious, name)
-    precision, recall, scores = (np.asarray(judge.eval[k]) for k in ("precision", "recall", "scores"))
+    precision, recall, scores = (
+        np.asarray(judge.eval[k]) for k in ("precision", "recall", "scores")
+    )
     real = [a for a in truth["annotations"] if not a.get("iscrowd")]
     named = category_names(truth["categories"]) if use_cats else {}
-    score = summarise(precision, recall, np.array(ious), max_dets)
-    score["per_class"] = {n: _of_class(precision, recall, k, np.array(ious), sum(a["category_id"] == c for a in real)) for k, (c, n) in enumerate(named.items())}
-    score |= dict(iou_type=iou_type, images=len(truth["images"]), objects=len(real), detections=len(results), backend=name, max_dets=max_dets,
-                  precision=precision, recall=recall, scores=scores, recall_points=np.asarray(judge.params.recThrs), ious=np.array(ious))
+    score = summarize(precision, recall, np.array(ious), max_dets)
+    score["per_class"] = {
+        n: _of_class(precision, recall, k, np.array(ious), sum(a["category_id"] == c for a in real))
+        for k, (c, n) in enumerate(named.items())
+    }
+    score |= dict(
+        iou_type=iou_type,
+        images=len(truth["images"]),
+        objects=len(real),
+        detections=len(results),
+        backend=name,
+        max_dets=max_dets,
+        precision=precision,
+        recall=recall,
+        scores=scores,
+        recall_points=np.asarray(judge.params.recThrs),
+        ious=np.array(ious),
+    )
     return score | dict(curves=curves(score))
+
 
 def category_names(categories):
     "Category id -> name in the reference's order; a name that occurs twice is told apart by its id"
     plain_names = [str(c.get("name", c["id"])) for c in categories]
-    return dict(sorted(((c["id"], n if plain_names.count(n) == 1 else f"{n} ({c['id']})") for c, n in zip(categories, plain_names)),
-                       key=lambda pair: pair[0] if all(isinstance(c['id'], int) for c in categories) else str(pair[0])))
+    return dict(
+        sorted(
+            (
+                (c["id"], n if plain_names.count(n) == 1 else f"{n} ({c['id']})")
+                for c, n in zip(categories, plain_names)
+            ),
+            key=lambda pair: (
+                pair[0] if all(isinstance(c["id"], int) for c in categories) else str(pair[0])
+            ),
+        )
+    )
+
 
 def _of_class(precision, recall, k, ious, objects):
-    one = summarise(precision[:, :, [k]], recall[:, [k]], ious, ["all"] * recall.shape[-1])
+    one = summarize(precision[:, :, [k]], recall[:, [k]], ious, ["all"] * recall.shape[-1])
     return {key: one[key] for key in KEYS[:6]} | {"AR": one["ARall"], "objects": objects}
 
-def curves(score, iou=.5, size="all"):
+
+def curves(score, iou=0.5, size="all"):
     "Interpolated precision over recall at one IoU: class name -> (recall [R], precision [R]), and `all classes`; undefined classes are left out"
     precision = _at(score["precision"], score["ious"], iou)[..., list(SIZES).index(size), -1]
-    if not len(precision): return {}
+    if not len(precision):
+        return {}
     drawn = {n: precision[0, :, k] for k, n in enumerate(score["per_class"])}
     valid = precision[0][:, (precision[0] > -1).all(0)]
-    if valid.size: drawn["all classes"] = valid.mean(1)
+    if valid.size:
+        drawn["all classes"] = valid.mean(1)
     return {n: (score["recall_points"], p) for n, p in drawn.items() if (p > -1).all()}
 
 # %% ../../nbs/metrics/00_coco.ipynb #308dca75
-def coco_score(truths, results, classes, iou_type="bbox", max_dets=(1, 10, 100), use_cats=True, backend="auto", ious=IOUS):
+def coco_score(
+    truths,
+    results,
+    classes,
+    iou_type="bbox",
+    max_dets=(1, 10, 100),
+    use_cats=True,
+    backend="auto",
+    ious=IOUS,
+):
     """COCO numbers of in-memory detections; arguments as in `truth_dict` and `result_list`, answer as in `score_dicts`.
 
     Labels count from 0 in the order of `classes`. `backend`: auto (faster-coco-eval where installed), pycocotools or faster."""
     for side in (*truths, *results):
         labels = _array(side["labels"], np.int64)
-        if side.get("ignore") is not None: labels = labels[(labels != -1) | ~_array(side["ignore"], bool)]
+        if side.get("ignore") is not None:
+            labels = labels[(labels != -1) | ~_array(side["ignore"], bool)]
         if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
-            raise BadInput(f"image {identity(side['image_id'])!r} has label {labels.max() if labels.min() >= 0 else labels.min()}; there are {len(classes)} classes, counted from 0")
+            raise BadInput(
+                f"image {identity(side['image_id'])!r} has label {labels.max() if labels.min() >= 0 else labels.min()}; there are {len(classes)} classes, counted from 0"
+            )
     truth, ids = truth_dict(truths, classes, iou_type)
-    return score_dicts(truth, result_list(results, ids, iou_type), iou_type, max_dets, use_cats, backend, ious)
+    return score_dicts(
+        truth, result_list(results, ids, iou_type), iou_type, max_dets, use_cats, backend, ious
+    )
+
 
 def record_truths(records):
     "Truth in the form of `truth_dict` of data records (image_id, width, height, objects with boxes, labels, ignore, polygons)"
-    return [dict(image_id=r.image_id, width=r.width, height=r.height, boxes=r.objects.boxes, labels=r.objects.labels, ignore=r.objects.ignore,
-                 masks=r.objects.polygons) for r in records]
+    return [
+        dict(
+            image_id=r.image_id,
+            width=r.width,
+            height=r.height,
+            boxes=r.objects.boxes,
+            labels=r.objects.labels,
+            ignore=r.objects.ignore,
+            masks=r.objects.polygons,
+        )
+        for r in records
+    ]
 
-def plain(score):
+
+def coco_json(score):
     "What of a score fits in JSON: arrays and curves are left out"
-    return {k: v for k, v in score.items() if k not in ("precision", "recall", "scores", "recall_points", "curves", "ious")}
+    return {
+        k: v
+        for k, v in score.items()
+        if k not in ("precision", "recall", "scores", "recall_points", "curves", "ious")
+    }
 
 # %% ../../nbs/metrics/00_coco.ipynb #bde24af5
 def class_rows(score):
     "One row a class: its name and its scores, as fractions."
     return [dict(name=n, **v) for n, v in score["per_class"].items()]
 
+
 def size_rows(score):
     "AP and AR per size range, with the range in pixels of area"
     names = {"all": "", "small": "s", "medium": "m", "large": "l"}
     most = f"AR{score['max_dets'][-1]}"
-    return [dict(size=n, area=f"{lo:.0f} to {hi:.0f}" if hi < 1e10 else f"from {lo:.0f}", AP=score[f"AP{names[n]}"], AR=score[f"AR{names[n]}" if names[n] else most]) for n, (lo, hi) in SIZES.items()]
+    return [
+        dict(
+            size=n,
+            area=f"{lo:.0f} to {hi:.0f}" if hi < 1e10 else f"from {lo:.0f}",
+            AP=score[f"AP{names[n]}"],
+            AR=score[f"AR{names[n]}" if names[n] else most],
+        )
+        for n, (lo, hi) in SIZES.items()
+    ]

@@ -1,4 +1,4 @@
-""""Better on long objects and in crowds", says the paper, and prints one AP over everything. Here is the number that the sentence is about.
+"""COCO's AP over a part of the objects, and whose fault a false alarm is
 
 Docs: https://madet.github.io/madet/metrics/slices.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/metrics/slices.html.md"""
 
 # %% auto #0
 __all__ = ['SLICES', 'OBLONG', 'ELONGATED', 'CROWDED', 'NEAR', 'RECALLS', 'aspect_ratios', 'closest', 'truth_slices', 'belongs',
-           'match', 'interpolated', 'class_aps', 'slice_scores', 'slice_numbers']
+           'match_detections', 'interpolated', 'class_aps', 'slice_scores', 'slice_numbers']
 
 # %% ../../nbs/metrics/03_slices.ipynb #2c6d4d63
 import numpy as np
@@ -26,44 +26,56 @@ def aspect_ratios(boxes, geometry):
 
 def closest(boxes, geometry):
     "IoU `[G]` of each box with the other one of `boxes [G, dim]` that it overlaps most; 0 for a box by itself."
-    if not len(boxes): return boxes.new_zeros(0)
+    if not len(boxes):
+        return boxes.new_zeros(0)
     return geometry.iou(boxes, boxes).fill_diagonal_(0).amax(-1)
 
 # %% ../../nbs/metrics/03_slices.ipynb #586a924a
 SLICES = ("compact", "oblong", "elongated", "alone", "crowded")
-OBLONG, ELONGATED = 1.5, 2.   # long side over short side, from here on
-CROWDED = .1                  # IoU with another truth, above this
+OBLONG, ELONGATED = 1.5, 2.0  # long side over short side, from here on
+CROWDED = 0.1  # IoU with another truth, above this
 
 
 def truth_slices(boxes, geometry):
     "Which of the truths `boxes [G, dim]` lie in each slice: {name: bool [G]}. The first three part the truths, and so do the last two."
     ratio, crowded = aspect_ratios(boxes, geometry), closest(boxes, geometry) > CROWDED
-    masks = ratio < OBLONG, (OBLONG <= ratio) & (ratio < ELONGATED), ratio >= ELONGATED, ~crowded, crowded
+    masks = (
+        ratio < OBLONG,
+        (OBLONG <= ratio) & (ratio < ELONGATED),
+        ratio >= ELONGATED,
+        ~crowded,
+        crowded,
+    )
     return dict(zip(SLICES, masks))
 
 # %% ../../nbs/metrics/03_slices.ipynb #1f4f1976
-NEAR = .1     # IoU from which an unmatched detection belongs to a truth
+NEAR = 0.1  # IoU from which an unmatched detection belongs to a truth
 
 
 def belongs(overlaps, inside):
     "In which slices `[D, S]` a detection is wrong if it matches nothing; `overlaps [D, G]` IoU with counted truths, `inside [S, G]` bool."
-    if not overlaps.shape[1]: return np.ones((len(overlaps), len(inside)), bool)
+    if not overlaps.shape[1]:
+        return np.ones((len(overlaps), len(inside)), bool)
     most = overlaps.max(1, keepdims=True)
     return ((overlaps == most).astype(int) @ inside.T.astype(int) > 0) | (most < NEAR)
 
 
-def match(overlaps, inside, ignored, ious):
+def match_detections(overlaps, inside, ignored, ious):
     """COCO's greedy matching of one image, for all slices and thresholds at once: (hit, gone), bool `[D, S, T]`.
 
     `overlaps [D, G]`: by falling score, IoU, for ignored truths the share of the detection inside, -1 for another class; `inside [S, G]`
     truths that count in a slice, `ignored [G]`. A detection takes the best free truth that counts, else the best one that does not
     (`gone`: it counts nowhere); of equals the last. Ignored truths never run out. Source: pycocotools, `evaluateImg`."""
     shape = (len(overlaps), len(inside), len(ious))
-    hit, gone, free = np.zeros(shape, bool), np.zeros(shape, bool), np.ones((len(inside), len(ious), len(ignored)), bool)
+    hit = np.zeros(shape, bool)
+    gone = np.zeros(shape, bool)
+    free = np.ones((len(inside), len(ious), len(ignored)), bool)
     limits = np.minimum(ious, 1 - 1e-10)
     for d in np.flatnonzero((overlaps >= limits.min()).any(1)):
         near = np.flatnonzero(overlaps[d] >= limits.min())
-        fits = (overlaps[d, near] >= limits[:, None]) & (free[..., near] | ignored[near])     # [S, T, near]
+        fits = (overlaps[d, near] >= limits[:, None]) & (
+            free[..., near] | ignored[near]
+        )  # [S, T, near]
         wanted = fits & inside[:, None, near]
         hit[d] = wanted.any(-1)
         fits = np.where(hit[d][..., None], wanted, fits)
@@ -80,7 +92,7 @@ def interpolated(hits, counted, objects):
     "COCO's AP of one class at one threshold: `hits`, `counted` bool `[D]` by falling score, `objects` > 0."
     right, wrong = np.cumsum(hits & counted), np.cumsum(~hits & counted)
     precision = right / (right + wrong + np.spacing(1))
-    stairs = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.)
+    stairs = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return float(stairs[np.searchsorted(right / objects, RECALLS)].mean())
 
 
@@ -88,51 +100,80 @@ def class_aps(scores, hit, counted, objects):
     "AP `[S]` of one class, mean over thresholds: `scores [D]`, `hit` and `counted` bool `[D, S, T]`, `objects [S]`; NaN without objects."
     order = np.argsort(-scores, kind="stable")
     hit, counted = hit[order].transpose(1, 2, 0).copy(), counted[order].transpose(1, 2, 0).copy()
-    return np.array([np.mean([interpolated(*one, n) for one in zip(h, c)]) if n else np.nan for h, c, n in zip(hit, counted, objects)])
+    return np.array(
+        [
+            np.mean([interpolated(*one, n) for one in zip(h, c)]) if n else np.nan
+            for h, c, n in zip(hit, counted, objects)
+        ]
+    )
 
 # %% ../../nbs/metrics/03_slices.ipynb #b7eb1360
 def _by_image(truths, results):
     "Pairs (truth, result dicts of its image) by image id"
     numbers, mine = _image_numbers(truths, results), {}
-    for r in results: mine.setdefault(identity(r["image_id"]), []).append(r)
+    for r in results:
+        mine.setdefault(identity(r["image_id"]), []).append(r)
     keys = sorted(numbers, key=None if all(isinstance(k, int) for k in numbers) else str)
     return [(truths[numbers[k]], mine.get(k, [])) for k in keys]
 
 
 def _best(results, dim, most):
     "Boxes, labels and scores of one image by falling score, at most `most` of each class"
-    def joined(key, dtype, width=None): return np.concatenate([np.zeros((0, width) if width else 0, dtype), *(_array(r[key], dtype, width) for r in results)])
-    boxes, labels, scores = joined("boxes", np.float64, dim), joined("labels", np.int64), joined("scores", np.float64)
+
+    def joined(key, dtype, width=None):
+        return np.concatenate(
+            [
+                np.zeros((0, width) if width else 0, dtype),
+                *(_array(r[key], dtype, width) for r in results),
+            ]
+        )
+
+    boxes = joined("boxes", np.float64, dim)
+    labels = joined("labels", np.int64)
+    scores = joined("scores", np.float64)
     order = np.argsort(-scores, kind="stable")
     rank = np.zeros(len(order), int)
-    for c in np.unique(labels): rank[labels[order] == c] = np.arange((labels == c).sum())
+    for c in np.unique(labels):
+        rank[labels[order] == c] = np.arange((labels == c).sum())
     order = order[rank < most]
     return torch.from_numpy(boxes[order]), labels[order], scores[order]
 
 
 def _judged(truth, results, classes, geometry, slices, most, ious):
     "(labels `[D]`, scores `[D]`, hit and counted `[D, S, T]`, objects `[S, C]`) of one image"
-    boxes, of = torch.from_numpy(_array(truth["boxes"], width=geometry.dim)), _array(truth["labels"], np.int64)
-    ignored = np.zeros(len(of), bool) if truth.get("ignore") is None else _array(truth["ignore"], bool)
+    boxes = torch.from_numpy(_array(truth["boxes"], width=geometry.dim))
+    of = _array(truth["labels"], np.int64)
+    ignored = (
+        np.zeros(len(of), bool) if truth.get("ignore") is None else _array(truth["ignore"], bool)
+    )
     inside = np.stack([_array(mask, bool) for mask in slices(boxes, geometry).values()]) & ~ignored
     found, labels, scores = _best(results, geometry.dim, most)
     _check(truth, of[~ignored | (of != -1)], labels, scores, len(classes))
     overlaps = geometry.iou(found, boxes).numpy()
     owners = belongs(overlaps[:, ~ignored], inside[:, ~ignored])
-    if ignored.any(): overlaps[:, ignored] = geometry.iof(found, boxes[ignored]).numpy()
-    overlaps = np.where((labels[:, None] == of) | (of == -1), overlaps, -1.)
-    hit, gone = match(overlaps, inside, ignored, np.asarray(ious))
+    if ignored.any():
+        overlaps[:, ignored] = geometry.iof(found, boxes[ignored]).numpy()
+    overlaps = np.where((labels[:, None] == of) | (of == -1), overlaps, -1.0)
+    hit, gone = match_detections(overlaps, inside, ignored, np.asarray(ious))
     objects = np.stack([(inside & (of == c)).sum(1) for c in range(len(classes))], 1)
     return labels, scores, hit, ~gone & (hit | owners[..., None]), objects
 
 
 def _check(truth, of, labels, scores, count):
     for label in (*of, *labels):
-        if not 0 <= label < count: raise BadInput(f"image {identity(truth['image_id'])!r} has label {label}; there are {count} classes, counted from 0")
-    if not np.isfinite(scores).all(): raise BadInput(f"image {identity(truth['image_id'])!r} has a score that is not finite; remove NaN and infinite values first")
+        if not 0 <= label < count:
+            raise BadInput(
+                f"image {identity(truth['image_id'])!r} has label {label}; there are {count} classes, counted from 0"
+            )
+    if not np.isfinite(scores).all():
+        raise BadInput(
+            f"image {identity(truth['image_id'])!r} has a score that is not finite; remove NaN and infinite values first"
+        )
 
 # %% ../../nbs/metrics/03_slices.ipynb #adbef7f5
-def slice_scores(truths, results, classes, geometry=Upright(), slices=truth_slices, max_dets=100, ious=IOUS):
+def slice_scores(
+    truths, results, classes, geometry=Upright(), slices=truth_slices, max_dets=100, ious=IOUS
+):
     """COCO's AP over slices of the truths: {slice: {"AP": fraction or None, "objects": count, "per_class": {name: AP or None}}}.
 
     `truths`: dicts (image_id, boxes [G, dim] pixels, labels [G] from 0; optional ignore [G] bool, label -1 = ignored in every class);
@@ -140,16 +181,38 @@ def slice_scores(truths, results, classes, geometry=Upright(), slices=truth_slic
     overlap; of `geometry` it takes `iou`, `parts` and, where something is ignored, `iof`. At most `max_dets` detections an image and
     class. Raises BadInput for unknown images or labels and for scores that are no numbers."""
     names = list(slices(torch.zeros(0, geometry.dim, dtype=torch.double), geometry))
-    parts = [_judged(t, r, classes, geometry, slices, max_dets, ious) for t, r in _by_image(truths, results)]
-    if not parts: return {n: {"AP": None, "objects": 0, "per_class": dict.fromkeys(classes)} for n in names}
+    parts = [
+        _judged(t, r, classes, geometry, slices, max_dets, ious)
+        for t, r in _by_image(truths, results)
+    ]
+    if not parts:
+        return {n: {"AP": None, "objects": 0, "per_class": dict.fromkeys(classes)} for n in names}
     labels, scores, hit, counted = (np.concatenate(column) for column in list(zip(*parts))[:4])
-    objects = sum(part[4] for part in parts)                                                              # [S, C]
-    aps = np.stack([class_aps(scores[m], hit[m], counted[m], objects[:, c]) for c in range(len(classes)) for m in [labels == c]], 1)
-    def mean(row): return None if np.isnan(row).all() else float(np.nanmean(row))
-    return {n: {"AP": mean(row), "objects": int(count.sum()), "per_class": {c: None if np.isnan(v) else float(v) for c, v in zip(classes, row)}}
-            for n, row, count in zip(names, aps, objects)}
+    objects = sum(part[4] for part in parts)  # [S, C]
+    aps = np.stack(
+        [
+            class_aps(scores[m], hit[m], counted[m], objects[:, c])
+            for c in range(len(classes))
+            for m in [labels == c]
+        ],
+        1,
+    )
+
+    def mean(row):
+        return None if np.isnan(row).all() else float(np.nanmean(row))
+
+    return {
+        n: {
+            "AP": mean(row),
+            "objects": int(count.sum()),
+            "per_class": {c: None if np.isnan(v) else float(v) for c, v in zip(classes, row)},
+        }
+        for n, row, count in zip(names, aps, objects)
+    }
 
 
 def slice_numbers(scores):
     "What stands in `metrics.json`: `AP_compact` and so on as fractions, None without objects, and `slice_objects` {slice: count}."
-    return {f"AP_{n}": one["AP"] for n, one in scores.items()} | {"slice_objects": {n: one["objects"] for n, one in scores.items()}}
+    return {f"AP_{n}": one["AP"] for n, one in scores.items()} | {
+        "slice_objects": {n: one["objects"] for n, one in scores.items()}
+    }
