@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -549,3 +550,13 @@ def test_the_demo_ends_in_a_table_also_after_an_interruption(tmp_path, root):
         and "table-thimble.html" in said
     )
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
+def test_the_readme_of_the_package_has_links_that_work_outside_the_repository(root, tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    text = (tmp_path / "madet.egg-info/PKG-INFO").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 10
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert any(link.startswith("https://") and "/raw/main/nbs/images/" in link for link in links)
