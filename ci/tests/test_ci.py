@@ -443,6 +443,32 @@ def test_notebooks_are_counted(tmp_path, root):
     assert suite.run_notebooks(tmp_path, [slow], children, seconds=5) == {"failed": 1}
 
 
+def test_a_setting_reaches_the_notebooks_that_train(tmp_path, root):
+    (tmp_path / "pyproject.toml").write_text((root / "pyproject.toml").read_text())
+    write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
+    asks = '#| trains\nimport os\nassert os.environ["OMP_NUM_THREADS"] + os.environ["ONEDNN_MAX_CPU_ISA"] == "2AVX2"'
+    marked = notebook(tmp_path / "nbs/marked.ipynb", [cell("code", asks, outputs=[])])
+    notebook(tmp_path / "nbs/other.ipynb", [cell("code", "assert True", outputs=[])])
+    assert [path for path in suite.find_notebooks(tmp_path) if suite.flagged(path, "trains")] == [
+        marked
+    ]
+    setting = suite.SETTINGS["AVX2, two threads"]
+    assert suite.run_notebooks(tmp_path, [marked], suite.Children(), setting=setting) == {
+        "passed": 1
+    }
+    assert suite.run_notebooks(
+        tmp_path, [marked], suite.Children(), setting=suite.NARROW | suite.ONE
+    ) == {"failed": 1}
+    assert len(suite.SETTINGS) == 5
+
+
+def test_settings_belong_to_the_long_tests(root):
+    refused = subprocess.run(
+        [sys.executable, root / "ci/suite.py", root, "settings"], capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "ci/test-long" in refused.stderr
+
+
 def fake_python(folder, name, version, venv=True):
     """A stand-in for an interpreter: answers the two questions that the set-up asks."""
     path = write(

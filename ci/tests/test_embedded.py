@@ -30,6 +30,7 @@ HASHES = {
 
 
 @pytest.mark.parametrize("level, split, count", HASHES)
+@pytest.mark.trains
 def test_pixels_and_labels_are_those_of_always(level, split, count):
     assert fingerprint(level, split, count=count) == HASHES[level, split, count]
 

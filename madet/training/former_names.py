@@ -11,7 +11,7 @@ __all__ = ['FIELDS', 'OWN', 'VALUES', 'current_names', 'former_names', 'translat
 from collections.abc import Mapping
 from typing import Any
 
-# %% ../../nbs/training/01_former_names.ipynb #78ed08dc
+# %% ../../nbs/training/01_former_names.ipynb #3d93ed70
 # former name of an option -> its name
 FIELDS = {
     "centre_radius": "center_radius",
@@ -39,7 +39,7 @@ VALUES = {
     "rpn_loss": OWN,
 }
 
-# %% ../../nbs/training/01_former_names.ipynb #c2e56e4c
+# %% ../../nbs/training/01_former_names.ipynb #dfb009b1
 def current_names(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat options with today's names and values in place of former ones; dashes become underscores."""
     current = {}
