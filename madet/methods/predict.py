@@ -16,7 +16,7 @@ from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated
 from ..data.pixels import IMAGE_SUFFIXES, read_image
 from ..figures.draw import annotate
-from .names import detector_from
+from .load import detector_from
 from .score import recipe_with
 from ..training.checkpoint import write_json
 from ..training.distributed import pick_device

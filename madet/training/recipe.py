@@ -8,7 +8,7 @@ Docs: https://madet.github.io/madet/training/recipe.html.md"""
 __all__ = ['WORDS', 'CALLED', 'CONVERTERS', 'CHOICES', 'AT_LEAST', 'SCALES', 'Recipe', 'comments', 'field_comments', 'merge',
            'from_flat', 'kinds_of', 'fill', 'option_word', 'convert', 'to_text', 'to_bool', 'to_int', 'typed', 'hint',
            'image_sides', 'words_of', 'one_or_range', 'train_sides', 'scored_sides', 'turning', 'milestone_list',
-           'check', 'read_options', 'make_recipe', 'scaled_lr']
+           'check', 'with_values', 'read_options', 'make_recipe', 'scaled_lr']
 
 # %% ../../nbs/training/00_recipe.ipynb #18c3be10
 import difflib
@@ -16,7 +16,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 # %% ../../nbs/training/00_recipe.ipynb #af206e3d
@@ -358,6 +358,17 @@ def check(recipe: "Recipe") -> None:
     scored_sides(recipe)
     milestone_list(recipe.milestones)
     turning(recipe.turns)
+
+# %% ../../nbs/training/00_recipe.ipynb #04e42a87
+def with_values(options: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of a dataclass (or None) in which each field that `values` names, as a params.json does, has its value.
+
+    Raises BadInput where a value cannot be converted.
+    """
+    if options is None:
+        return None
+    known = [f for f in fields(options) if f.name in values]
+    return replace(options, **{f.name: convert(f.name, values[f.name], f.type) for f in known})
 
 # %% ../../nbs/training/00_recipe.ipynb #043aaaba
 def read_options(words: Iterable[str], *kinds: type) -> dict[str, Any]:
