@@ -38,7 +38,7 @@ from ..figures.slices import slice_bars
 from ..metrics.coco import coco_score, coco_json, record_truths
 from ..metrics.slices import aspect_ratios, slice_numbers, slice_scores
 from ..nets.deform import sampling_points
-from .names import detector_from, weights_file
+from .load import detector_from, weights_file
 from ..tables.results import METRICS
 from .train import is_main_process
 from ..tables.verdicts import confidence_interval

@@ -29,7 +29,8 @@ from madet.detectors.published import (
     renamed,
     without_unused,
 )
-from .names import rebuilt, recipe_of
+from .load import rebuilt
+from .names import recipe_of
 from ..nets.res2net import res2net
 from ..nets.resnet import resnet
 from ..training.checkpoint import save_weights

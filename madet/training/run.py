@@ -6,13 +6,14 @@ Docs: https://madet.github.io/madet/training/run.html.md"""
 
 # %% auto #0
 __all__ = ['FLIPS', 'names', 'open_splits', 'describe_data', 'trainable_indices', 'fitting_steps', 'run', 'Speaker',
-           'augmentation', 'training_batches', 'scored_batch', 'resolve_steps', 'summary', 'percent']
+           'model_notes', 'augmentation', 'training_batches', 'scored_batch', 'resolve_steps', 'summary', 'percent']
 
 # %% ../../nbs/training/09_run.ipynb #3bc5d17c
 import copy
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 # %% ../../nbs/training/09_run.ipynb #608e4ead
@@ -41,7 +42,7 @@ from madet.training.loop import (
     train_step,
     train,
 )
-from .recipe import from_flat, merge, scaled_lr, train_sides, turning
+from .recipe import merge, scaled_lr, train_sides, turning, with_values
 from .schedules import length
 from .progress import in_words, peak_memory
 
@@ -125,10 +126,11 @@ def run(
 ) -> dict:
     """Train a recipe into the folder `out` and return what its metrics.json holds.
 
-    build:    (recipe, own, num_classes) -> detector
+    recipe, method_options: typed and checked; method_options may be None
+    build:    (recipe, method_options, num_classes) -> detector
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: everything counts as typed)
     minutes:  length of a run that has neither steps nor epochs
-    geometry: the kind of box to train on, or a function (own) -> geometry
+    geometry: the kind of box to train on, or a function (method_options) -> geometry
     conclude: called without arguments before metrics.json is written, so that a finished run has what it makes (pictures);
               with several processes the caller does it afterwards, on one of them
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
@@ -144,11 +146,10 @@ def run(
             say(f"{folder.path} is finished already")
             return read_json(folder.metrics)
         params = folder.settle({"scale": scale} | merge(recipe, method_options), resume, given)
-        scale = params["scale"]
-        recipe, method_options = from_flat(
-            {k: v for k, v in params.items() if k != "scale"},
-            None if method_options is None else type(method_options),
-        )
+        if resume:  # what the folder says counts
+            scale = params["scale"]
+            recipe = with_values(recipe, params)
+            method_options = with_values(method_options, params)
         if recipe.total_batch % world():
             raise BadInput(
                 f"--total-batch {recipe.total_batch} cannot be shared by {world()} processes; choose a multiple of {world()}"
@@ -165,7 +166,7 @@ def run(
         model.to(
             device, memory_format=torch.channels_last if channels_last else torch.preserve_format
         )
-        say(*describe_data(parts), *getattr(model, "said", ()), scaled_lr(recipe)[1])
+        say(*describe_data(parts), *model_notes(model), scaled_lr(recipe)[1])
 
         batches = training_batches(recipe, parts["train"], scale)
         state = make_state(model, recipe, slower=slower)
@@ -227,6 +228,14 @@ class Speaker:
             print(sentence, file=self.stream or sys.stderr, flush=True)
 
 
+def model_notes(model) -> list:
+    """What a detector, or else its backbone, says about how it was built: `said`, a text or several."""
+    backbone = getattr(model, "backbone", None)
+    said = getattr(model, "said", None) or getattr(backbone, "said", "")
+    texts = [said] if isinstance(said, str) else said
+    return [text for text in texts if text]
+
+
 FLIPS = {
     "none": (),
     "horizontal": (RandomFlip(),),
@@ -281,7 +290,7 @@ def resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
     if recipe.epochs:
         steps = length(recipe, batches.steps_per_epoch)
     else:
-        trial = make_plan(from_flat(merge(recipe) | {"steps": 100})[0], batches.steps_per_epoch)
+        trial = make_plan(replace(recipe, steps=100), batches.steps_per_epoch)
         steps = fitting_steps(state, step_fn, batches, trial, minutes * 60)
         say(
             f"{steps} steps fit into {minutes:g} minutes here, {steps / batches.steps_per_epoch:.1f} epochs; "
@@ -289,7 +298,7 @@ def resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
         )
     if folder.writes:
         folder.keep(folder.params, params | {"steps": steps})
-    return from_flat(merge(recipe) | {"steps": steps})[0]
+    return replace(recipe, steps=steps)
 
 
 def summary(state, plan, recipe, scale) -> dict:
