@@ -343,7 +343,15 @@ def run(parts, options, quick=False, tell=lambda text: None):
             tell(f"\n{part}: skipped, {why}")
             continue
         for number, contest in enumerate(bench_parts.contests(part, options, answer["skipped"])):
-            answer["rows"].append(run_contest(contest, options, number))
+            try:
+                answer["rows"].append(run_contest(contest, options, number))
+            except torch.OutOfMemoryError:
+                answer["skipped"].append(
+                    dict(part=part, why=f"{contest.work}: the device has too little memory")
+                )
+                tell(f"\n{part}: {contest.work}: skipped, the device has too little memory")
+                torch.cuda.empty_cache()
+                continue
             tell(table(answer["rows"][-1]))
     answer["environment"]["load_after"] = os.getloadavg()[0]
     before = answer["environment"]["load_before"]

@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ..boxes.errors import BadInput
+from ..boxes.files import write_json
 from ..boxes.geometry import Rotated
 from ..data.pixels import IMAGE_SUFFIXES, read_image
 from ..figures.draw import annotate
 from .load import detector_from
 from .score import recipe_with
-from ..training.checkpoint import write_json
 from ..training.distributed import pick_device
 from ..training.evaluate import detect_images, views_of
 

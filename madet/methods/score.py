@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..boxes.errors import BadInput
+from ..boxes.files import write_json
 from ..boxes.geometry import Rotated, Upright
 from ..data.embedded import embedded
 from ..data.open_folder import open_data
@@ -21,7 +22,6 @@ from .load import detector_from
 from .pictures import draw_run
 from ..metrics.coco import coco_json
 from ..metrics.dota import as_quads, write_task1
-from ..training.checkpoint import write_json
 from ..training.distributed import pick_device
 from ..training.evaluate import detect, score_of, views_of
 from ..training.recipe import Recipe, check
