@@ -29,7 +29,8 @@ from madet.losses import boxes as box_losses
 from madet.losses import focal, gaussian, mutual, reduce, rotated
 from madet.metrics import coco, dota, errors, slices, voc
 from madet.nets import deform
-from madet.methods.names import METHODS, geometry_of, recipe_of
+from madet.methods.load import geometry_of
+from madet.methods.names import METHODS, recipe_of
 from madet.parity.run import results_on
 from madet.data.embedded import embedded
 from madet.nets.weights import read_weights
