@@ -121,7 +121,7 @@ def test_adding_a_method_as_the_guide_says(root, tmp_path):
         "\n    from madet.detectors.dense import atss_detector"
         "\n\n    return "
     )
-    table = 'METHODS = (Method("best-few", DenseOptions, build_best_few, DEFAULTS),)'
+    entry = 'METHODS = (Method("best-few", DenseOptions, build_best_few, DEFAULTS),)'
     write_notebook(
         tree / "nbs/methods/06_best_few.ipynb",
         [
@@ -133,7 +133,7 @@ def test_adding_a_method_as_the_guide_says(root, tmp_path):
                 "from madet.methods.dense import DEFAULTS, DenseOptions\n"
                 "from madet.methods.method import Method",
             ),
-            ("code", f"#| export\n{head}{inside}{rest}\n\n\n{table}"),
+            ("code", f"#| export\n{head}{inside}{rest}\n\n\n{entry}"),
         ],
     )
     names = tree / "nbs/methods/00_names.ipynb"

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from ..detectors.published import like_published
@@ -56,7 +54,7 @@ def geometry_of(options: MethodOptions) -> Upright | Rotated:
     return Rotated(options.angle_version, refit)
 
 # %% ../../nbs/methods/10_load.ipynb #1c559ee0
-def match_norm(model: nn.Module, recipe: Recipe, tensors: Iterable[str]) -> nn.Module:
+def match_norm(model: Any, recipe: Recipe, tensors: Iterable[str]) -> Any:
     """The freshly built `model`, its backbone with stored BatchNorm statistics if a file's `tensors` have them."""
     if not any("running_mean" in name for name in tensors):
         return model
@@ -77,7 +75,7 @@ def rebuilt(
     num_classes: int,
     tensors: dict[str, Any],
     published: dict[str, Any] | None = None,
-) -> nn.Module:
+) -> Any:
     """An empty model that fits a file's `tensors`, without a download.
 
     `published` says how a converted network differs from our own.
@@ -90,7 +88,7 @@ def rebuilt(
 # %% ../../nbs/methods/10_load.ipynb #b1297ffb
 def detector_from(
     path: Path | str, trust: bool = False
-) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
+) -> tuple[Any, Recipe, tuple[str, ...]]:
     """(model in evaluation mode, recipe, class names) of a run folder or a weights file.
 
     `trust` allows a pickle that runs a program. Raises BadInput, which says what is wrong with the file.

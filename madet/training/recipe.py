@@ -146,7 +146,7 @@ def option_word(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def convert(name: str, value: Any, kind: type) -> str | int | float | bool:
+def convert(name: str, value: Any, kind: Any) -> str | int | float | bool:
     """`value` (text or already typed) as `kind` (str, int, float, bool). Raises BadInput where it is none."""
     try:
         return CONVERTERS[kind](value)
