@@ -86,9 +86,7 @@ def rebuilt(
     return like_published(model, published, tensors, recipe.backbone)
 
 # %% ../../nbs/methods/10_load.ipynb #b1297ffb
-def detector_from(
-    path: Path | str, trust: bool = False
-) -> tuple[Any, Recipe, tuple[str, ...]]:
+def detector_from(path: Path | str, trust: bool = False) -> tuple[Any, Recipe, tuple[str, ...]]:
     """(model in evaluation mode, recipe, class names) of a run folder or a weights file.
 
     `trust` allows a pickle that runs a program. Raises BadInput, which says what is wrong with the file.

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-# %% ../../nbs/training/00_recipe.ipynb #af206e3d
 from ..boxes.errors import BadInput
 from .former_names import current_names
 
