@@ -234,7 +234,7 @@ def one_or_range(word: str) -> list[tuple[int, int | None]]:
     before = f"{hit[1]}x" if hit[1] else ""
     return [image_sides(f"{before}{side}") for side in range(low, high + 1)]
 
-
+# %% ../../nbs/training/00_recipe.ipynb #420f50b8
 def train_sides(recipe: "Recipe") -> list[tuple[int, int | None]]:
     """The sizes (long, short or None) that a training image's size is drawn from.
 
