@@ -26,6 +26,7 @@ import madet.metrics
 from madet.boxes.geometry import Rotated, Upright
 from madet.boxes.priors import Priors
 from madet.data.embedded import embedded
+from madet.heads.detect import PostprocessConfig
 from madet.losses import boxes as box_losses
 from madet.losses import focal, gaussian, reduce, rotated
 from madet.losses import madet as madet_loss
@@ -292,7 +293,7 @@ def scene(geometry):
 def talkative(model):
     """The detector with a threshold so low that an untrained one finds something, and few candidates."""
     for part in model.modules():
-        if hasattr(part, "postprocess"):
+        if isinstance(getattr(part, "postprocess", None), PostprocessConfig):
             part.postprocess = replace(part.postprocess, score_threshold=1e-4, nms_pre=30)
         if hasattr(part, "score_thresh"):
             part.score_thresh = 1e-4
