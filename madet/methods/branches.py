@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..boxes.coders import DeltaCoder, DistanceCoder
+from ..boxes.files import replacing, write_json
 from madet.figures.draw import (
     HALO,
     PALETTE,
@@ -38,11 +39,11 @@ from ..figures.slices import slice_bars
 from ..metrics.coco import coco_score, coco_json, record_truths
 from ..metrics.slices import aspect_ratios, slice_numbers, slice_scores
 from ..nets.deform import sampling_points
-from .names import detector_from, weights_file
+from .load import detector_from, weights_file
 from ..tables.results import METRICS
 from .train import is_main_process
 from ..tables.verdicts import confidence_interval
-from ..training.checkpoint import about_weights, replacing, save_weights, write_json
+from ..training.checkpoint import about_weights, save_weights
 from ..training.distributed import pick_device
 from ..training.evaluate import detect, views_of
 from ..training.run_folder import read_json
