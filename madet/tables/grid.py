@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..boxes.errors import BadInput
 from .results import METRICS
+from ..training.former_names import current_names
 
 # %% ../../nbs/tables/00_grid.ipynb #558e61b6
 def paper_folders():
@@ -91,13 +92,13 @@ class Row:
 
 
 def split_settings(cells):
-    "Cells {column: text} parted into those for every scale and {scale: those for it}; empty cells are left out."
+    "Cells {column: text} parted into those for every scale and {scale: those for it}; empty cells are left out, former names are read."
     settings, at = {}, {}
     for column, text in cells.items():
         scale, dot, field = column.partition(".")
         if text:
             (at.setdefault(scale, {}) if dot else settings)[field if dot else column] = text
-    return settings, at
+    return current_names(settings), {scale: current_names(some) for scale, some in at.items()}
 
 
 def read_claims(text, where):
