@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 # %% ../../nbs/training/06_progress.ipynb #62837cd2
 from ..boxes.errors import BadInput
-from .checkpoint import replacing, why_not_written
+from ..boxes.files import replacing
+from .checkpoint import why_not_written
 
 # %% ../../nbs/training/06_progress.ipynb #202001cb
 class Log:
