@@ -10,8 +10,8 @@ import torch
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
 from madet.data.embedded import COUNTS, LEVELS, embedded, fingerprint, make_scene
-from madet.data.open_folder import open_data, splits
 from madet.data.make_synthetic import make_synthetic
+from madet.data.open_folder import open_data, splits
 
 # SHA-256 of decoded pixels and labels. Changing one means that no earlier result at that level compares: say so in CHANGELOG.md.
 HASHES = {
