@@ -18,7 +18,15 @@ from ..boxes.errors import BadInput
 from ..figures.tables import Column, append_row, read_rows, render
 from ..cli import document
 from .jobs import drive, make_job
-from .grid import PRINTED, choose, missing, paper_folder, papers, read_grid
+from madet.tables.grid import (
+    PRINTED,
+    choose,
+    missing,
+    paper_folder,
+    papers,
+    read_grid,
+    run_template,
+)
 from ..methods.names import BACKBONES, METHODS, method_fields, recipe_of
 from ..options import add_options, typed_options
 from .progress import Screen, clock
@@ -234,8 +242,8 @@ def add(subparsers):
 
 def papermill_command(job, template):
     "The command that does the same by hand."
-    words = ["papermill", str(template), str(job.folder / "run.ipynb")]
-    for name, value in (job.params | {"out": job.folder}).items():
+    words = ["papermill", str(run_template()), str(job.folder / "run.ipynb")]
+    for name, value in ({"paper": template.parent.name} | job.params | {"out": job.folder}).items():
         words += ["-p", name, str(value)]
     return shlex.join(words)
 
@@ -276,7 +284,8 @@ def execute(args, jobs, template, out):
         screen.end(job, ok)
         append_row(out / "results.csv", result_line(job, job.row))
 
-    return drive(todo, template, slots, threads, devices, on_end, screen.look)
+    more = {"paper": template.parent.name}
+    return drive(todo, run_template(), slots, threads, devices, on_end, screen.look, more=more)
 
 
 def run(args):
