@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/data/export.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS', 'PICTURES', 'FORMATS', 'voc_xml', 'rolabel_xml', 'dior_xml', 'hrsc_xml', 'dota_text', 'coco_dict',
-           'export_folder']
+           'export_folder', 'convert_folder']
 
 # %% ../../nbs/data/10_export.ipynb #9535161d
 import json
@@ -22,7 +22,9 @@ from torch import Tensor
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .class_lists import HRSC
-from .sample import Dataset, Record
+from .discover import canonical
+from .open_folder import OpenedFolder
+from .sample import Dataset, Defect, Record
 
 # %% ../../nbs/data/10_export.ipynb #a79d5ee6
 def _geometry(boxes: Tensor) -> Upright | Rotated:
@@ -334,3 +336,30 @@ def _write_list(out: Path, split: str, text: str, kind: str):
     path = _list(out, kind, split)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+# %% ../../nbs/data/10_export.ipynb #01611a3c
+def convert_folder(
+    folder: Path,
+    out: Path,
+    kind: str,
+    labels: str | None = None,
+    ignore_classes: tuple[str, ...] = (),
+) -> tuple[dict[str, int], list[Defect], list[str]]:
+    """Write a data folder as one of the `FORMATS`; gives (images of each split, defects met, sentences on what was found out).
+
+    Raises BadInput as `OpenedFolder` and `export_folder` do.
+    """
+    opened = OpenedFolder(folder, labels, ignore_classes=ignore_classes, strict=False)
+    entries = dict(opened.parts.entries)
+    if "train" in entries:
+        entries.pop("trainval", None)
+    made = {name: opened.records(some, opened.classes) for name, some in entries.items() if some}
+    parts = {
+        canonical(name): Dataset(found.records, opened.classes, opened.geometry)
+        for name, found in made.items()
+    }
+    export_folder(out, parts, kind)
+    defects = list(opened.file_defects)
+    for found in made.values():
+        defects += found.defects
+    return {name: len(part) for name, part in parts.items()}, defects, opened.said

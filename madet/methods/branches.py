@@ -42,10 +42,10 @@ from .names import detector_from, weights_file
 from ..tables.results import METRICS
 from .train import is_main_process
 from ..tables.verdicts import confidence_interval
-from ..training.checkpoint import about_weights, replacing, save_weights, write_json
+from ..boxes.files import read_json, replacing, write_json
+from ..training.checkpoint import about_weights, save_weights
 from ..training.distributed import pick_device
 from ..training.evaluate import detect, views_of
-from ..training.run_folder import read_json
 from ..training.run import open_splits
 
 # %% ../../nbs/methods/31_branches.ipynb #13cffa40

@@ -11,15 +11,15 @@ __all__ = ['parse_run', 'telling', 'train_run', 'is_main_process', 'draw', 'reci
 import os
 from pathlib import Path
 
-from ..tables.jobs import follow_launcher
 from .names import detector_from, geometry_of, recipe_of
 from .pictures import PICTURES, draw_run
+from ..tables.jobs import follow_launcher
 from ..training.distributed import pick_device, share_cores
 from ..training.evaluate import detect, score_of, views_of
-from ..training.run_folder import read_json
 from ..training.former_names import current_names
-from ..training.run import open_splits, run
 from ..training.progress import read_log
+from ..training.run import open_splits, run
+from ..training.run_folder import read_json
 
 # %% ../../nbs/methods/20_train.ipynb #522ed652
 def parse_run(flat, out, resume=False):

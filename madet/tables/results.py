@@ -61,7 +61,8 @@ def first_done(*values):
 def result_line(job, row):
     "What `results.csv` says about the run folder of a job: {column: value}."
     params, env, metrics = (
-        read_json(job.folder / name, {}) for name in ("params.json", "env.json", "metrics.json")
+        read_json(job.folder / name, default={})
+        for name in ("params.json", "env.json", "metrics.json")
     )
     test = metrics.get("test", {})
     said = {**job.params, **params}

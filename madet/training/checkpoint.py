@@ -14,7 +14,6 @@ import errno
 import json
 import random
 from contextlib import contextmanager
-from pathlib import Path
 
 # %% ../../nbs/training/03_checkpoint.ipynb #c0584121
 import numpy as np
@@ -24,7 +23,7 @@ from safetensors.torch import save as tensors_as_bytes
 
 # %% ../../nbs/training/03_checkpoint.ipynb #1c88321e
 from ..boxes.errors import BadInput
-from ..boxes.files import HALF, clear_half_written, replacing, write_json
+from ..boxes.files import replacing
 from ..nets.weights import load_all, read_weights
 
 # %% ../../nbs/training/03_checkpoint.ipynb #e194db9b

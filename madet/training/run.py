@@ -30,7 +30,7 @@ from ..data.open_folder import OpenedFolder
 from .checkpoint import load_weights, seed_everything, preserve_rng
 from .distributed import max_over_ranks, processes, rank, wrap_ddp, barrier, world
 from .evaluate import evaluate, resizing, sized, views_of
-from .run_folder import CURE, RunFolder
+from .run_folder import RunFolder
 from madet.training.loop import (
     Interrupted,
     Signals,
@@ -142,7 +142,7 @@ def run(
         say = Speaker(stream, rank() == 0)
         if folder.begin(resume) == "done":
             say(f"{folder.path} is finished already")
-            return read_json(folder.metrics, cure=CURE)
+            return read_json(folder.metrics)
         params = folder.settle({"scale": scale} | merge(recipe, method_options), resume, given)
         scale = params["scale"]
         recipe, method_options = from_flat(
