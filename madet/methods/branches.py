@@ -39,7 +39,7 @@ from ..metrics.coco import coco_score, coco_json, record_truths
 from ..metrics.slices import aspect_ratios, slice_numbers, slice_scores
 from ..nets.deform import sampling_points
 from .names import detector_from, weights_file
-from ..tables.results import METRICS
+from ..tables.grid import METRICS
 from .train import is_main_process
 from ..tables.verdicts import confidence_interval
 from ..boxes.files import read_json, replacing, write_json

@@ -17,10 +17,19 @@ from pathlib import Path
 from ..boxes.errors import BadInput
 from ..figures.tables import Column, append_row, read_rows, render
 from ..methods.names import BACKBONES, METHODS, method_fields, recipe_of
-from .grid import PRINTED, Row, choose, missing, paper_folder, read_grid, run_template
+from madet.tables.grid import (
+    METRICS,
+    PRINTED,
+    Row,
+    choose,
+    missing,
+    paper_folder,
+    read_grid,
+    run_template,
+)
 from .jobs import Job, drive, make_job
 from .progress import Screen
-from .results import METRICS, claim_lines, claim_sentence, latest, result_line, summary
+from .results import claim_lines, claim_sentence, latest, result_line, summary
 
 # %% ../../nbs/tables/06_run.ipynb #d5c4b938
 SEEDS = {"thimble": 5, "bench": 3, "full": 1}

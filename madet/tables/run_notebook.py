@@ -62,7 +62,8 @@ def describe(paper: str) -> Any:
 def run_row(names: dict) -> dict:
     """Run what a notebook's names (its `globals()`) say; gives the content of `metrics.json`.
 
-    `names`: `paper`, `out`, `resume`, and fields of the recipe, today's or former ones. Raises BadInput where they are wrong.
+    `names`: `paper`, `out`, `resume`, and fields of the recipe, today's or former ones.
+    Raises BadInput where they are wrong.
     """
     typed = {name: value for name, value in names.items() if value is not None}
     flat = recipe_parameters(current_names(typed))
@@ -124,8 +125,8 @@ def show_branches(paper: str, out: Path | str) -> None:
         return
     display(
         Markdown(
-            "## Branch by branch, and where the head looks\n\nWhat the anchor-based and the anchor-free branch find alone "
-            "and together, whose box fits better by shape, and what the head reads at learned places. "
+            "## Branch by branch, and where the head looks\n\n"
+            "What the anchor-based and the anchor-free branch find alone and together, whose box fits better by shape, and what the head reads at learned places. "
             "`nbs/methods/31_branches.ipynb` explains the figures; the numbers are in `branches.json`."
         )
     )
