@@ -19,7 +19,19 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ..boxes.files import read_json, replacing, write_json
+from ..boxes.geometry import Rotated, Upright
+from ..data.sample import Dataset
+from ..figures.draw import HALO, QUIET, draw_boxes, draw_truth, save_png, zoom
+from ..figures.slices import slice_bars
+from ..methods.load import detector_from, weights_file
 from ..methods.offsets import offsets_page, samples_learned_places
+from ..methods.train import is_main_process
+from ..metrics.slices import slice_scores
 from madet.tables.branches import (
     NAMES,
     TINTS,
@@ -32,19 +44,7 @@ from madet.tables.branches import (
     two_branches,
     who_found,
 )
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from torch import Tensor, nn
-
-from ..boxes.files import read_json, replacing, write_json
-from ..boxes.geometry import Rotated, Upright
-from ..data.sample import Dataset
-from ..figures.draw import HALO, QUIET, draw_boxes, draw_truth, save_png, zoom
-from ..figures.slices import slice_bars
-from ..methods.load import detector_from, weights_file
-from ..methods.train import is_main_process
-from ..metrics.slices import slice_scores
-from .results import METRICS
+from .grid import METRICS
 from ..training.checkpoint import about_weights
 from ..training.distributed import pick_device
 from ..training.evaluate import views_of

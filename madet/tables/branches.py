@@ -23,7 +23,7 @@ from ..data.sample import Dataset
 from ..figures.draw import PALETTE
 from ..metrics.coco import coco_json, coco_score
 from ..metrics.slices import aspect_ratios, slice_numbers, slice_scores
-from .results import METRICS
+from .grid import METRICS
 from .verdicts import confidence_interval
 from ..training.evaluate import detect
 
