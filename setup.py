@@ -17,30 +17,18 @@ def lines(key):
 
 
 def paper_files():
-    """Templates, grids and claims of every paper, so that `madet table` works where there is no checkout."""
-    for folder in sorted((HERE / "papers").iterdir() if (HERE / "papers").exists() else []):
-        files = [
-            f"papers/{folder.name}/{name}"
-            for name in ("paper.md", "run.ipynb", "grid.csv")
-            if (folder / name).exists()
-        ]
-        if files:
-            yield f"share/madet/papers/{folder.name}", files
-
-
-REPOSITORY = "https://github.com/madet/madet"
-LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
-
-
-def long_description():
-    """README.md with links and pictures that work on a package index page, outside the repository."""
-
-    def absolute(found):
-        picture, text, path = found.groups()
-        kind = "raw" if picture else "blob"
-        return f"{picture}[{text}]({REPOSITORY}/{kind}/main/{path})"
-
-    return LINK.sub(absolute, (HERE / "README.md").read_text(encoding="utf-8"))
+    """The run notebook, grids and claims of every paper, so that `madet table` works where there is no checkout."""
+    papers = HERE / "papers"
+    if not papers.exists():
+        return
+    yield "share/madet/papers", ["papers/run.ipynb"]
+    for folder in sorted(path for path in papers.iterdir() if path.is_dir()):
+        names = [name for name in ("paper.md", "run.ipynb", "grid.csv") if (folder / name).exists()]
+        if names:
+            yield (
+                f"share/madet/papers/{folder.name}",
+                [f"papers/{folder.name}/{name}" for name in names],
+            )
 
 
 version = re.search(r'^__version__ = "(.+)"', (HERE / "madet/__init__.py").read_text(), re.M).group(
