@@ -442,12 +442,7 @@ def geometry_of(method_options):
 
     if not hasattr(method_options, "angle_version"):
         return Upright()
-    return Rotated(
-        method_options.angle_version,
-        ("edges" if method_options.angle_version == "le135" else "min_area")
-        if method_options.refit == "default"
-        else method_options.refit,
-    )
+    return Rotated.of_version(method_options.angle_version, method_options.refit)
 
 
 DENSE = {
