@@ -158,7 +158,7 @@ PARTS = {
 def fill(model, path, ours, tensors):
     "Load the tensors; BadInput where a key is missing or strange, a shape differs or a number is not finite."
     import torch
-    from madet.detectors.published import account
+    from madet.detectors.keys import account
 
     account(path, model.state_dict(), ours, tensors)
     broken = [key for key in ours.values() if not torch.isfinite(tensors[key]).all()]
@@ -173,7 +173,8 @@ def fill(model, path, ours, tensors):
 def detector(found, checkpoint, classes_file, style):
     "(empty model of the right shape, tensors, what to store beside them, sentences) for a checkpoint of a detector."
     from madet.detectors.mmrotate import extra_of
-    from madet.detectors.published import how_used, other_epsilon, renamed, without_unused
+    from madet.detectors.keys import other_epsilon, renamed, without_unused
+    from madet.detectors.published import how_used
     from madet.methods.names import rebuilt, recipe_of
     from madet.training.recipe import merge
 
@@ -234,7 +235,8 @@ def convert(path, out, classes=None, licence=None, style=None, trust=False, angl
     "Convert a checkpoint and say what became of every key, as a dict that JSON can hold; BadInput where nothing was written."
     from madet.detectors.checkpoints import open_checkpoint
     from madet.detectors.mmrotate import is_rotated, rotated_head
-    from madet.detectors.published import recognize, renamed
+    from madet.detectors.keys import renamed
+    from madet.detectors.published import recognize
     from madet.nets.res2net import res2net
     from madet.nets.resnet import resnet
     from madet.training.checkpoint import save_weights

@@ -602,7 +602,7 @@ def rebuilt(method, recipe, method_options, num_classes, tensors, published=None
     model = method.build(replace(recipe, weights=""), method_options, num_classes)
     if published is None:
         return match_norm(model, recipe, tensors)
-    from madet.detectors.published import like_published
+    from madet.detectors.published_network import like_published
 
     return like_published(model, published, tensors, recipe.backbone)
 
