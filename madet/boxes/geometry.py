@@ -35,7 +35,9 @@ def is_similarity(matrix: Tensor, tolerance: float = 1e-4) -> bool:
     scale = gram.trace() / 2
     flat = matrix[2, :2].abs().max() < 1e-12
     return bool(
-        flat and (gram - scale * torch.eye(2, dtype=torch.double)).abs().max() <= tolerance * scale
+        flat
+        and (gram - scale * torch.eye(2, dtype=torch.double, device=matrix.device)).abs().max()
+        <= tolerance * scale
     )
 
 # %% ../../nbs/boxes/02_geometry.ipynb #97f8de93
