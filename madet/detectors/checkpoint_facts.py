@@ -83,7 +83,7 @@ def _resnet_name(tensors: Mapping[str, Tensor], prefix: str, blocks: tuple[int, 
     groups, width = middle.shape[0] // middle.shape[1], middle.shape[1]
     return f"{name.replace('resnet', 'resnext')}-{groups}x{width}d"
 
-
+# %% ../../nbs/detectors/12_checkpoint_facts.ipynb #b1000019
 def _res2net_name(tensors: Mapping[str, Tensor], prefix: str, blocks: tuple[int, ...]) -> str:
     "The Res2Net v1d 26w 4s with these blocks, or nothing: other stems and widths are other networks."
     if f"{prefix}stem.0.weight" not in tensors:
@@ -111,7 +111,8 @@ def _deformable(path: Path | str, tensors: Iterable[str], prefix: str) -> str:
 # %% ../../nbs/detectors/12_checkpoint_facts.ipynb #b100000c
 def tower_depth(tensors: Iterable[str], pattern: str) -> int:
     """How many different numbers stand where `pattern` has its group."""
-    return len({hit[1] for hit in (re.match(pattern, key) for key in tensors) if hit})
+    hits = map(re.compile(pattern).match, tensors)
+    return len({hit[1] for hit in hits if hit})
 
 # %% ../../nbs/detectors/12_checkpoint_facts.ipynb #b100000f
 def last_match(pattern: str, config: str) -> re.Match | None:

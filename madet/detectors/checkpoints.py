@@ -157,7 +157,7 @@ def _is_torch_file(path: Path) -> bool:
         start = file.read(2)
     return start == b"PK" or start[:1] == b"\x80"
 
-
+# %% ../../nbs/detectors/11_checkpoints.ipynb #94147a36
 # names under which the weights lie in a file
 WEIGHT_KEYS = ("state_dict", "model", "model_state", "module")
 

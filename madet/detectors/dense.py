@@ -31,7 +31,7 @@ def named_backbone(
 
 
 def tiny_backbone(weights: str | None = None) -> nn.Module:
-    """The tiny backbone with maps of strides 4, 8 and 16. Raises `BadInput` where weights are asked for."""
+    """The tiny backbone with maps of strides 4, 8 and 16. Raises `BadInput` for any weights."""
     if weights not in (None, "", "none", "scratch"):
         raise BadInput(
             f"The tiny backbone has no published weights, so weights={weights!r} cannot be loaded; "
@@ -52,9 +52,9 @@ def backbone_with_fpn(
 ) -> tuple[nn.Module, FPN]:
     """A backbone and its pyramid.
 
-    `backbone`: tiny, a name that `resnet` or `res2net` knows, or a module with `channels` and `strides`; `weights`: None
-    (from scratch), a name or a file; `extra`: where levels beyond the backbone's come from; `channels` of the pyramid
-    (64 for tiny, else 256). Raises `BadInput` for unknown names and for weights that do not fit."""
+    `backbone`: tiny, a name that `resnet` or `res2net` knows, or a module with `channels` and `strides`; `weights`:
+    None (from scratch), a name or a file; `extra`: where levels beyond the backbone's come from; `channels` of the
+    pyramid (64 for tiny, else 256). Raises `BadInput` for unknown names and for weights that do not fit."""
     small = backbone == "tiny"
     if small:
         backbone = tiny_backbone(weights)

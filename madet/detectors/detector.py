@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 
+# %% ../../nbs/detectors/00_detector.ipynb #3298a88c
 Size = tuple[int, int]  # height and width, pixels
 
-# %% ../../nbs/detectors/00_detector.ipynb #3298a88c
+
 @dataclass(frozen=True)
 class Pixels:
     """How images in 0..1 become network input: times 255, minus `mean`, divided by `std`, in RGB or BGR order."""
@@ -112,7 +113,9 @@ def check_target(target: dict, name: object, boxes: Upright | Rotated, num_class
 
 # %% ../../nbs/detectors/00_detector.ipynb #d7c0a11e
 class Detector(nn.Module):
-    """A backbone, a neck and a dense head; `boxes` is the geometry of its detections, `classes` their names where known."""
+    """A backbone, a neck and a dense head.
+
+    `boxes` is the geometry of its detections, `classes` the names of their classes where known."""
 
     def __init__(
         self,
@@ -140,8 +143,8 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation, for images `[3, H, W]` in 0..1.
 
-        A target holds `boxes` `[G, dim]`, `labels` `[G]` and maybe `ignore` `[G]`; a detection `boxes` `[N, dim]` in pixels
-        of its image, `scores` `[N]` and `labels` `[N]`. Raises `BadInput` as `check_targets` does."""
+        A target holds `boxes` `[G, dim]`, `labels` `[G]` and maybe `ignore` `[G]`; a detection `boxes` `[N, dim]` in
+        pixels of its image, `scores` `[N]` and `labels` `[N]`. Raises `BadInput` as `check_targets` does."""
         device = next(self.parameters()).device
         pixels, sizes, pad_sizes = self.pixels.batch([image.to(device) for image in images])
         if targets is not None:

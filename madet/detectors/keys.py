@@ -171,7 +171,7 @@ def renamed(
         raise unknown_keys(path, unknown)
     return ours, left
 
-
+# %% ../../nbs/detectors/10_keys.ipynb #a1000017
 def account(
     path: Path | str,
     network: Mapping[str, Tensor],

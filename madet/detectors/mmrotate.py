@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/detectors/mmrotate.html.md"""
 
 # %% auto #0
 __all__ = ['RATIOS', 'VERSIONS', 'ROTATED_HEADS', 'OLD_ATSS', 'IOU_MODES', 'regular', 'RegularGrid', 'as_mmrotate', 'is_rotated',
-           'version_of', 'rotated_kind', 'rotated_head', 'extra_of']
+           'version_of', 'rotated_kind', 'extra_of', 'rotated_head']
 
 # %% ../../nbs/detectors/14_mmrotate.ipynb #d7086a55
 import re
@@ -49,7 +49,9 @@ class RegularGrid(AnchorGrid):
 
     version: str = "le90"
 
-    def level(self, stride: int, height: int, width: int, device=None) -> Tensor:
+    def level(
+        self, stride: int, height: int, width: int, device: torch.device | None = None
+    ) -> Tensor:
         """Anchors `[height * width * per_location, 5]` of a level, pixels and radians."""
         anchors = Rotated().from_upright(super().level(stride, height, width, device))
         return regular(anchors, self.version)
@@ -119,7 +121,7 @@ def version_of(path: Path, config: str = "", given: str | None = None) -> str:
         f"--angle-version {', '.join(VERSIONS[:-1])} or {VERSIONS[-1]} does."
     )
 
-
+# %% ../../nbs/detectors/14_mmrotate.ipynb #cdef8991
 def rotated_kind(
     path: Path, tensors: Mapping[str, Tensor], places: int, config: str, said: list[str]
 ) -> str:
@@ -157,56 +159,6 @@ def _matched_by_upright(config: str, name: str, modern: bool) -> bool:
     return hit is None or hit[1] != "None"
 
 # %% ../../nbs/detectors/14_mmrotate.ipynb #54b4ddd9
-def rotated_head(
-    path: Path, tensors: Mapping[str, Tensor], config: str = "", angle_version: str | None = None
-) -> RecognizedCheckpoint:
-    """A checkpoint of rotated ATSS or RetinaNet of MMRotate 0.3 or 1.x, or of code with 0.3's names.
-
-    `build` says what `as_mmrotate` needs, as values that JSON can hold. Towers without norm and no centerness under
-    `retina_*` are 0.3's, also for ATSS. Raises `BadInput` for other heads and where no angle version is found."""
-    word = "atss" if "bbox_head.atss_reg.weight" in tensors else "retina"
-    if f"bbox_head.{word}_cls.weight" not in tensors:
-        raise unknown_keys(path, [key for key in tensors if key.startswith("bbox_head.")])
-    said = []
-    places, num_classes = _places_and_classes(path, word, tensors)
-    version = version_of(path, config, angle_version)
-    kind = rotated_kind(path, tensors, places, config, said)
-    modern = word == "atss" or "FakeRotatedAnchorGenerator" in config
-    if not config and not modern:
-        said.append(
-            "without a configuration inside this is taken to be MMRotate 0.3's, "
-            "whose anchors lie at angle 0"
-        )
-    build = _box_coding(path, config, version)
-    build |= dict(regular=modern, ratios=_ratios(path, config, places))
-    method_options = dict(
-        anchors_per_location=places,
-        angle_version=version,
-        head_convs=tower_depth(tensors, r"bbox_head\.cls_convs\.(\d+)\."),
-        fpn_channels=tensors[f"bbox_head.{word}_cls.weight"].shape[1],
-    )
-    if kind == "atss" and word == "retina":
-        method_options |= OLD_ATSS
-    method_options |= _box_loss(word, config, said)
-    if _matched_by_upright(config, path.stem, modern):
-        method_options["match_on"] = "horizontal"
-    if modern:
-        said.append("anchors are written as MMRotate 1.x does, squares with a quarter turn")
-    return RecognizedCheckpoint(
-        f"rotated-{kind}",
-        backbone_of(path, tensors, "backbone."),
-        MMDET,
-        num_classes,
-        method_options,
-        build,
-        said,
-    )
-
-
-# rotated ATSS of 0.3: the towers of RetinaNet
-OLD_ATSS = dict(head_norm="none", centerness="false", level_scale="false", box_loss="l1")
-
-
 def _places_and_classes(path: Path, word: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     "Anchors a location and number of classes, from the rows of the two outputs; BadInput where they do not divide."
     places = len(tensors[f"bbox_head.{word}_reg.weight"]) // 5
@@ -254,31 +206,73 @@ def _box_coding(path: Path, config: str, version: str) -> dict:
         project=config_flag(config, "proj_xy", True),
     )
 
+# %% ../../nbs/detectors/14_mmrotate.ipynb #54b4ddda
+# rotated ATSS of 0.3: the towers of RetinaNet
+OLD_ATSS = dict(head_norm="none", centerness="false", level_scale="false", box_loss="l1")
+IOU_MODES = {"linear": "iou", "square": "iou_square", "log": "iou_log"}
+
+
+def _training_options(kind: str, word: str, config: str, said: list[str]) -> dict[str, str]:
+    "Options of towers and box loss; a box loss that is not carried over is noted in `said`."
+    options = dict(OLD_ATSS) if kind == "atss" and word == "retina" else {}
+    kind = r"loss_bbox\s*=\s*dict\(\s*type\s*=\s*['\"](?:mmdet\.)?(\w+)['\"]([^)]*)"
+    trained = last_match(kind, config)
+    if trained is None or trained[1] in ("L1Loss", "SmoothL1Loss"):
+        return options
+    if trained[1] == "RotatedIoULoss":
+        mode = re.search(r"mode\s*=\s*['\"](\w+)", trained[2])
+        usual = "linear" if word == "atss" else "log"
+        return options | dict(box_loss=IOU_MODES[mode[1] if mode else usual])
+    said.append(
+        f"it was trained with {trained[1]}, which is not carried over; "
+        "--box-loss names one for further training"
+    )
+    return options
+
 
 def extra_of(tensors: Mapping[str, Tensor], config: str = "") -> str:
-    """Where the pyramid's extra levels come from: on_input if the backbone's width is asked for, else by the configuration."""
+    """Where the pyramid's extra levels come from: on_input or on_output.
+
+    By the width of the first extra convolution's input, else by the configuration."""
     first = tensors.get("neck.fpn_convs.3.conv.weight")
     if first is not None and first.shape[0] != first.shape[1]:
         return "on_input"
     hit = last_match(r"add_extra_convs\s*=\s*['\"](on_\w+)['\"]", config)
     return hit[1] if hit else "on_output"
 
+# %% ../../nbs/detectors/14_mmrotate.ipynb #54b4dddc
+def rotated_head(
+    path: Path, tensors: Mapping[str, Tensor], config: str = "", angle_version: str | None = None
+) -> RecognizedCheckpoint:
+    """A checkpoint of rotated ATSS or RetinaNet of MMRotate 0.3 or 1.x, or of code with 0.3's names.
 
-IOU_MODES = {"linear": "iou", "square": "iou_square", "log": "iou_log"}
-
-
-def _box_loss(word: str, config: str, said: list[str]) -> dict[str, str]:
-    "The option of the box loss where the configuration has an IoU loss; others are noted in `said`."
-    kind = r"loss_bbox\s*=\s*dict\(\s*type\s*=\s*['\"](?:mmdet\.)?(\w+)['\"]([^)]*)"
-    trained = last_match(kind, config)
-    if trained is None or trained[1] in ("L1Loss", "SmoothL1Loss"):
-        return {}
-    if trained[1] == "RotatedIoULoss":
-        mode = re.search(r"mode\s*=\s*['\"](\w+)", trained[2])
-        usual = "linear" if word == "atss" else "log"
-        return dict(box_loss=IOU_MODES[mode[1] if mode else usual])
-    said.append(
-        f"it was trained with {trained[1]}, which is not carried over; "
-        "--box-loss names one for further training"
+    `build` says what `as_mmrotate` needs, as values that JSON can hold. Towers without norm and no centerness under
+    `retina_*` are 0.3's, also for ATSS. Raises `BadInput` for other heads and where no angle version is found."""
+    word = "atss" if "bbox_head.atss_reg.weight" in tensors else "retina"
+    if f"bbox_head.{word}_cls.weight" not in tensors:
+        raise unknown_keys(path, [key for key in tensors if key.startswith("bbox_head.")])
+    said = []
+    places, num_classes = _places_and_classes(path, word, tensors)
+    version = version_of(path, config, angle_version)
+    kind = rotated_kind(path, tensors, places, config, said)
+    modern = word == "atss" or "FakeRotatedAnchorGenerator" in config
+    if not config and not modern:
+        said.append(
+            "without a configuration inside this is taken to be MMRotate 0.3's, "
+            "whose anchors lie at angle 0"
+        )
+    build = _box_coding(path, config, version)
+    build |= dict(regular=modern, ratios=_ratios(path, config, places))
+    method_options = dict(
+        anchors_per_location=places,
+        angle_version=version,
+        head_convs=tower_depth(tensors, r"bbox_head\.cls_convs\.(\d+)\."),
+        fpn_channels=tensors[f"bbox_head.{word}_cls.weight"].shape[1],
     )
-    return {}
+    method_options |= _training_options(kind, word, config, said)
+    if _matched_by_upright(config, path.stem, modern):
+        method_options["match_on"] = "horizontal"
+    if modern:
+        said.append("anchors are written as MMRotate 1.x does, squares with a quarter turn")
+    method, backbone = f"rotated-{kind}", backbone_of(path, tensors, "backbone.")
+    return RecognizedCheckpoint(method, backbone, MMDET, num_classes, method_options, build, said)

@@ -55,7 +55,7 @@ def check_config_head(path: Path | str, method: str, config: str) -> None:
             f"{CONFIG_HEADS[method]}'s but used in another way; it is not implemented here yet."
         )
 
-
+# %% ../../nbs/detectors/13_published.ipynb #13cf6200
 def recognize_mmdet(
     path: Path | str, tensors: Mapping[str, Tensor], config: str = ""
 ) -> RecognizedCheckpoint:
@@ -101,7 +101,7 @@ def _places_and_classes(
         )
     return places, num_classes
 
-
+# %% ../../nbs/detectors/13_published.ipynb #13cf6210
 def recognize_madet(
     path: Path | str, tensors: Mapping[str, Tensor], config: str = ""
 ) -> RecognizedCheckpoint:
@@ -149,7 +149,7 @@ def recognize_torchvision(path: Path | str, tensors: Mapping[str, Tensor]) -> Re
         build,
     )
 
-
+# %% ../../nbs/detectors/13_published.ipynb #13cf6220
 def recognize(
     path: Path | str, tensors: Mapping[str, Tensor], config: str = ""
 ) -> RecognizedCheckpoint:
@@ -208,7 +208,7 @@ def pixels_of(config: str, style: str, first_fcos: bool = False) -> dict:
         bgr=default.bgr if to_rgb is None else not to_rgb,
     )
 
-
+# %% ../../nbs/detectors/13_published.ipynb #de32f3b0
 def fcos_form(
     found: RecognizedCheckpoint, tensors: Mapping[str, Tensor], config: str, name: str
 ) -> dict:

@@ -90,7 +90,7 @@ def as_torchvision(model: TorchvisionDetector, build: dict) -> None:
         for part in (inner.head.classification_head, inner.head.regression_head):
             part.conv = part.conv[:count]
 
-
+# %% ../../nbs/detectors/15_published_network.ipynb #c100001a
 def like_published(
     model: Detector | TorchvisionDetector,
     build: dict,

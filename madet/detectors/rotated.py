@@ -52,7 +52,7 @@ def rotated_atss_detector(
     boxes = Rotated.of_version(version, refit)
     return atss_detector(num_classes, backbone, weights, boxes=boxes, **defaults | options)
 
-
+# %% ../../nbs/detectors/04_rotated.ipynb #8422bd10
 def rotated_retinanet_detector(
     num_classes: int,
     backbone: str | nn.Module = "resnet50",
@@ -87,7 +87,7 @@ def rotated_fcos_detector(
     boxes = Rotated.of_version(version, refit)
     return fcos_detector(num_classes, backbone, weights, boxes=boxes, **defaults | options)
 
-
+# %% ../../nbs/detectors/04_rotated.ipynb #8422bd20
 def rotated_madet_detector(
     num_classes: int,
     backbone: str | nn.Module = "resnet50",
