@@ -15,7 +15,7 @@ from typing import Any
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from ..detectors.published import like_published
+from ..detectors.published_network import like_published
 from .method import Method, MethodOptions, RotatedOptions
 from .names import find_method
 from ..nets.res2net import res2net
