@@ -1,4 +1,4 @@
-"""One head behind RetinaNet, FCOS and ATSS; they differ in what they are given
+"""The head behind RetinaNet, FCOS and ATSS: towers, predictions, targets, losses and detections
 
 Docs: https://madet.github.io/madet/heads/dense.html.md"""
 
@@ -11,287 +11,380 @@ __all__ = ['OVERLAP_LOSSES', 'LossConfig', 'loss_config', 'Predictions', 'DenseH
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
 from ..boxes.coders import DeltaCoder, DistanceCoder
 from ..boxes.errors import BadInput
+from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
 from .detect import PostprocessConfig, select_candidates, suppress_candidates
 from .shared_deform import SharedDeformInteraction
 from .targets import Targets, centerness, dense_targets
-from .towers import Scale, Tower, flatten_locations, set_prior_probability, init_normal
-from ..boxes.geometry import Rotated, Upright
+from .towers import Scale, Tower, flatten_locations, init_normal, set_prior_probability
 from ..losses.boxes import l1_loss, overlap_loss, smooth_l1_loss
 from ..losses.focal import binary_cross_entropy, sigmoid_focal
 from ..losses.reduce import mean_over_ranks
-from ..losses.rotated import KINDS, compare, rotated_loss, default_weight
+from ..losses.rotated import KINDS, default_weight, needs_encoded, rotated_loss
 from ..nets.anchors import AnchorGrid
 
 # %% ../../nbs/heads/03_dense.ipynb #cf6408eb
 @dataclass(frozen=True)
 class LossConfig:
-    "How the losses of a dense head are formed and normalised."
+    "How the losses of a dense head are formed and normalized."
 
-    box_loss: Callable  # (predicted [P, dim], target [P, dim]) -> [P] or [P, dim]
-    encoded: bool = False  # the box loss compares regressed values (RetinaNet), else decoded boxes
+    # loss(predicted [P, dim], target [P, dim], *, encoded=None) -> [P] or [P, dim]
+    box_loss: Callable[..., Tensor]
+    # the box loss compares regressed values with encoded targets (RetinaNet), else decoded boxes
+    encoded: bool = False
     box_weight: float = 1.0
     quality_weight: float = 1.0
-    weight_by_quality: bool = False  # weigh each box by its centerness and divide by their sum (ATSS), else by the count of positives
-    per_image: bool = True  # an image without positives counts as one positive; else only a batch without any does
-    sync_normalizer: bool = (
-        False  # average the normalisers over processes (ATSS); else each process has its own
-    )
+    # weight each box by its centerness and divide by their sum (ATSS), else by the positives
+    weight_by_quality: bool = False
+    # an image without positives counts as one positive; else only a batch without any does
+    per_image: bool = True
+    # average the divisors over processes (ATSS); else each process has its own
+    sync_normalizer: bool = False
     alpha: float = 0.25  # focal loss
     gamma: float = 2.0
+    # the box loss of decoded boxes is given encoded=(regressed, encoded target) as well (KFIoU)
+    needs_encoded: bool = False
 
 
-OVERLAP_LOSSES = (
-    "giou",
-    *KINDS,
-)  # names of box losses that are one minus some overlap, or its logarithm
+# Box losses that are one minus an overlap, or its logarithm; ATSS weights them by 2.
+OVERLAP_LOSSES = ("giou", *KINDS)
 
 
 def loss_config(
-    name: str, boxes: Upright | Rotated, weight: float | None = None, **shared
+    name: str, boxes: Upright | Rotated, weight: float | None = None, **fields
 ) -> LossConfig:
-    """The charge with the box loss `name`: l1, smooth_l1 (on regressed values), giou, iou, iou_square, iou_log, or one that only rotated
-    boxes have (`losses.rotated`: gwd, kld, kfiou, probiou ...). `weight` None: the loss's usual one; `shared`: further fields of `LossConfig`."""
-    if name in ("l1", "smooth_l1"):
-        loss = l1_loss if name == "l1" else partial(smooth_l1_loss, beta=0.11)
-        return LossConfig(
-            loss, encoded=True, box_weight=1.0 if weight is None else weight, **shared
-        )
-    if name == "giou":
-        return LossConfig(
-            overlap_loss(boxes), box_weight=1.0 if weight is None else weight, **shared
-        )
-    return LossConfig(
-        rotated_loss(name, boxes),
-        box_weight=default_weight(name) if weight is None else weight,
-        **shared,
-    )
+    """The loss configuration with the box loss `name` for this kind of `boxes`.
+
+    Names: l1, smooth_l1 (on regressed values), giou, iou, iou_square, iou_log, or one that only rotated boxes have
+    (`losses.rotated`: gwd, kld, kfiou, probiou ...). `weight` None: the loss's usual one; `fields`: others of
+    `LossConfig`. Raises BadInput for an unknown name, or one that these boxes do not have."""
+    usual_weight = 1.0
+    if name == "l1":
+        config = partial(LossConfig, l1_loss, encoded=True)
+    elif name == "smooth_l1":
+        config = partial(LossConfig, partial(smooth_l1_loss, beta=0.11), encoded=True)
+    elif name == "giou":
+        config = partial(LossConfig, overlap_loss(boxes))
+    else:
+        loss = rotated_loss(name, boxes)
+        config = partial(LossConfig, loss, needs_encoded=needs_encoded(name))
+        usual_weight = default_weight(name)
+    return config(box_weight=usual_weight if weight is None else weight, **fields)
 
 # %% ../../nbs/heads/03_dense.ipynb #9b1ff169
 @dataclass
 class Predictions:
-    "Raw outputs of a dense head for a batch, all levels in one row of priors."
+    "Raw outputs of one branch of a dense head for a batch, all levels in one row of priors."
 
     logits: Tensor  # [B, A, C]
     raw: Tensor  # [B, A, 4 | 5] regressed values
     quality: Tensor | None  # [B, A] logits
-    shapes: list  # (height, width) of every level
+    shapes: list[tuple[int, int]]  # (height, width) of every level
 
-# %% ../../nbs/heads/03_dense.ipynb #2c1072de
-class DenseHead(nn.Module):
-    "Towers on every pyramid level, and the losses and detections that follow from the answers it is given."
+# %% ../../nbs/heads/03_dense.ipynb #28353b89
+class _DenseSkeleton(nn.Module):
+    "What `DenseHead` and `MAHead` share; a subclass names its box convolutions and adds losses and candidates."
 
     def __init__(
         self,
         num_classes: int,
         channels: int,
         *,
-        grid: AnchorGrid,  # what stands on a place
-        coder: DeltaCoder | DistanceCoder,  # where regression starts; carries both geometries
-        assign: Callable,  # who is positive: assign(priors, truths, geometry, ignored=...)
-        loss_config: LossConfig,  # losses
-        quality: bool = False,  # a centerness branch on the regression tower
-        depth: int = 4,  # convolutions of a tower
-        norm: str | None = "gn",  # norm of the towers: gn or None
-        scales: bool = False,  # one learnable factor a level on the regression
-        match_on: str = "rotated",  # match truths as rotated boxes, or by their enclosing upright boxes: horizontal
-        centerness_in: str = "box",  # centerness in the box or in its hull
-        interaction: str
-        | None = None,  # MADet's joint look of both towers: shared, separate or None
-        postprocess: PostprocessConfig = PostprocessConfig(),
-    ):  # what reaches the list of detections
+        grid: AnchorGrid,
+        coders: tuple[DeltaCoder | DistanceCoder, ...],  # one a branch
+        assign: Callable[..., Tensor],
+        quality: bool,
+        depth: int,
+        norm: str | None,
+        scales: bool,
+        match_on: str,
+        interaction: str | None,
+        postprocess: PostprocessConfig,
+    ):
         super().__init__()
         self.num_classes = num_classes
         self.grid = grid
-        self.coder = coder
+        self.coder = coders[0]
         self.assign = assign
-        self.loss_config = loss_config
         self.match_on = match_on
-        self.centerness_in = centerness_in
+        self.centerness_in = "box"
         self.postprocess = postprocess
-        if "encoded" in signature(loss_config.box_loss).parameters and not isinstance(
-            coder, DeltaCoder
-        ):
-            raise BadInput(
-                "this box loss compares shifts from an anchor (KFIoU does), which regression from a point has not; choose start box, or another loss."
-            )
+        self.num_branches = len(coders)
         self.class_tower = Tower(channels, depth, norm)
         self.box_tower = Tower(channels, depth, norm)
-        places = grid.per_location
-        self.class_out = nn.Conv2d(channels, places * num_classes, 3, padding=1)
-        self.box_out = nn.Conv2d(channels, places * coder.boxes.dim, 3, padding=1)
-        self.quality_out = nn.Conv2d(channels, places, 3, padding=1) if quality else None
+        width, places = channels, grid.per_location  # the order of layers is that of saved weights
+        rows = self.num_branches * places
+        self.class_out = nn.Conv2d(width, rows * num_classes, 3, padding=1)
+        boxes = [nn.Conv2d(width, places * c.boxes.dim, 3, padding=1) for c in coders]
+        self._set_box_convs(boxes)
+        self.quality_out = nn.Conv2d(width, rows, 3, padding=1) if quality else None
         self.scales = nn.ModuleList(Scale() for _ in grid.strides) if scales else None
         init_normal(self)
         set_prior_probability(self.class_out)
         self.interaction = SharedDeformInteraction(channels, interaction) if interaction else None
 
-    def forward(self, features: list[Tensor]) -> Predictions:
-        "Predictions for feature maps `[B, channels, H, W]` of every level, finest first."
-        columns = [self._level(level, x) for level, x in enumerate(features)]
-        *outputs, shapes = zip(*columns)
-        logits, raw, quality = (
-            torch.cat(column, 1) if column[0] is not None else None for column in outputs
-        )
-        return Predictions(logits, raw, quality, list(shapes))
+    def _set_box_convs(self, convs: list[nn.Conv2d]) -> None:
+        "Register the box convolutions of all branches under the names that saved weights have."
+        raise NotImplementedError
 
-    def _level(
-        self, level: int, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
-        what, where = self.class_tower(x), self.box_tower(x)
+    def _box_convs(self) -> list[nn.Conv2d]:
+        "The box convolutions, one a branch."
+        raise NotImplementedError
+
+    def level_losses(self, predictions, pad_sizes, targets) -> dict[str, Tensor]:
+        "Losses split by pyramid level, `[L]` each."
+        raise NotImplementedError
+
+    def candidates(self, predictions, sizes) -> list[dict[str, Tensor]]:
+        "Detections of each image before suppression."
+        raise NotImplementedError
+
+    def _predict(self, features: list[Tensor]) -> list[Predictions]:
+        "`Predictions` of every branch for feature maps `[B, channels, H, W]`, finest first."
+        shapes, levels = zip(*(self._level(level, x) for level, x in enumerate(features)))
+        return [_join_levels(branch, list(shapes)) for branch in zip(*levels)]
+
+    def _level(self, level: int, x: Tensor) -> tuple[tuple[int, int], list["_LevelOutput"]]:
+        "Cells of a level's predictions, and logits, raw boxes and quality logits of every branch."
+        for_class, for_box = self.class_tower(x), self.box_tower(x)
         if self.interaction is not None:
-            what, where = self.interaction(what, where)
-        box = self.box_out(where).float()
+            for_class, for_box = self.interaction(for_class, for_box)
+        logits = self.class_out(for_class).chunk(self.num_branches, 1)
+        quality = [None] * self.num_branches
+        if self.quality_out is not None:
+            quality = self._quality_map(for_class, for_box).chunk(self.num_branches, 1)
+        boxes = [conv(for_box).float() for conv in self._box_convs()]
         if self.scales is not None:
-            box = self.scales[level](box)
-        quality = (
-            None
-            if self.quality_out is None
-            else flatten_locations(self.quality_out(where).float(), 1)[..., 0]
-        )
+            boxes = [self.scales[level](box) for box in boxes]
+        shape = (for_class.shape[-2], for_class.shape[-1])
+        return shape, [self._flatten(*branch) for branch in zip(logits, boxes, quality)]
+
+    def _quality_map(self, for_class: Tensor, for_box: Tensor) -> Tensor:
+        "Quality logits `[B, K * places, H, W]`, read from the features of the boxes."
+        return self.quality_out(for_box)
+
+    def _flatten(self, logits: Tensor, box: Tensor, quality: Tensor | None) -> "_LevelOutput":
         return (
-            flatten_locations(self.class_out(what).float(), self.num_classes),
+            flatten_locations(logits.float(), self.num_classes),
             flatten_locations(box, self.coder.boxes.dim),
-            quality,
-            tuple(what.shape[-2:]),
+            None if quality is None else flatten_locations(quality.float(), 1)[..., 0],
         )
 
-    def priors(self, predictions: Predictions) -> Priors:
+    def priors(self, predictions: Predictions | list[Predictions]) -> Priors:
         "The anchors that go with these predictions."
-        return self.grid(predictions.shapes, predictions.logits.device)
+        first = _first_branch(predictions)
+        return self.grid(first.shapes, first.logits.device)
+
+    def _on_image(
+        self, predictions: Predictions | list[Predictions], pad_sizes: list[tuple[int, int]]
+    ) -> list[Tensor]:
+        "Which priors lie on each image, bool `[A]`."
+        first = _first_branch(predictions)
+        return [self.grid.on_image(first.shapes, size, first.logits.device) for size in pad_sizes]
 
     def targets(
-        self, predictions: Predictions, pad_sizes: list[tuple[int, int]], targets: list[dict]
+        self,
+        predictions: Predictions | list[Predictions],
+        pad_sizes: list[tuple[int, int]],
+        targets: list[dict],
     ) -> tuple[Priors, Targets]:
-        "Priors and what they are asked to predict; `pad_sizes` (height, width) bound the cells that belong to each image."
+        "Priors and their targets; `pad_sizes` (height, width) in pixels bound the cells of each image."
         priors = self.priors(predictions)
-        flags = [
-            self.grid.on_image(predictions.shapes, size, predictions.logits.device)
-            for size in pad_sizes
-        ]
-        return priors, dense_targets(
+        target = dense_targets(
             priors,
-            flags,
+            self._on_image(predictions, pad_sizes),
             targets,
             self.num_classes,
             self.assign,
             self.coder.priors,
             self.coder.boxes,
             self.match_on,
-            predictions.logits,
+            _first_branch(predictions).logits,
         )
+        return priors, target
 
     def losses(
-        self, predictions: Predictions, pad_sizes: list[tuple[int, int]], targets: list[dict]
+        self,
+        predictions: Predictions | list[Predictions],
+        pad_sizes: list[tuple[int, int]],
+        targets: list[dict],
     ) -> dict[str, Tensor]:
-        "Scalars loss_cls, loss_bbox and maybe loss_centerness for a batch of dicts with boxes, labels and maybe ignore."
-        return {
-            name: value.sum()
-            for name, value in self.level_losses(predictions, pad_sizes, targets).items()
-        }
+        """Scalars loss_cls, loss_bbox and that of the quality branch (loss_centerness, or loss_iou of MADet).
+
+        `pad_sizes` (height, width) in pixels of each image with its own padding; `targets` are dicts with boxes
+        `[G, dim]`, labels `[G]` and maybe ignore `[G]`."""
+        levels = self.level_losses(predictions, pad_sizes, targets)
+        return {name: value.sum() for name, value in levels.items()}
+
+    def _centerness(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        "Centerness targets of positives `priors` `[P, d]` in `boxes` `[P, dim]`: `[P]`, without gradient."
+        points, geometry = self.coder.priors.parts(priors)[0], self.coder.boxes
+        if self.centerness_in == "horizontal":
+            return centerness(points, geometry.enclosing_upright(boxes), Upright())
+        return centerness(points, boxes, geometry)
+
+    def detect(
+        self, predictions: Predictions | list[Predictions], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Detections of each image: boxes `[n, dim]`, scores and labels `[n]`, by falling score.
+
+        `sizes` (height, width) in pixels without padding."""
+        candidates = self.candidates(predictions, sizes)
+        geometry = self.coder.boxes
+        return [suppress_candidates(found, geometry, self.postprocess) for found in candidates]
+
+
+_LevelOutput = tuple[Tensor, Tensor, Tensor | None]  # logits, raw boxes and quality of a level
+
+
+def _first_branch(predictions: Predictions | list[Predictions]) -> Predictions:
+    return predictions[0] if isinstance(predictions, list) else predictions
+
+
+def _join_levels(levels: tuple[_LevelOutput, ...], shapes: list[tuple[int, int]]) -> Predictions:
+    "The predictions of one branch from those of its levels."
+    logits, boxes, quality = zip(*levels)
+    joined = None if quality[0] is None else torch.cat(quality, 1)
+    return Predictions(torch.cat(logits, 1), torch.cat(boxes, 1), joined, shapes)
+
+# %% ../../nbs/heads/03_dense.ipynb #2c1072de
+class DenseHead(_DenseSkeleton):
+    "Towers on every pyramid level, and the losses and detections that follow from its arguments."
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        *,
+        grid: AnchorGrid,  # the anchors of a place
+        coder: DeltaCoder | DistanceCoder,  # where regression starts; carries both geometries
+        assign: Callable[..., Tensor],  # which priors are positive: an assigner
+        loss_config: LossConfig,
+        quality: bool = False,  # a centerness branch on the regression tower
+        depth: int = 4,  # convolutions of a tower
+        norm: str | None = "gn",  # norm of the towers: gn or None
+        scales: bool = False,  # one learnable factor a level on the regression
+        match_on: str = "rotated",  # or horizontal: match truths by their enclosing upright boxes
+        centerness_in: str = "box",  # or horizontal: in the enclosing upright box
+        interaction: str | None = None,  # MADet's deformable convolution: shared, separate or None
+        postprocess: PostprocessConfig = PostprocessConfig(),
+    ):
+        super().__init__(
+            num_classes,
+            channels,
+            grid=grid,
+            coders=(coder,),
+            assign=assign,
+            quality=quality,
+            depth=depth,
+            norm=norm,
+            scales=scales,
+            match_on=match_on,
+            interaction=interaction,
+            postprocess=postprocess,
+        )
+        self.loss_config = loss_config
+        self.centerness_in = centerness_in
+        if loss_config.needs_encoded and not isinstance(coder, DeltaCoder):
+            raise BadInput(
+                "this box loss compares shifts from an anchor (KFIoU does), "
+                "which regression from a point has not; choose start box, or another loss."
+            )
+
+    def _set_box_convs(self, convs: list[nn.Conv2d]) -> None:
+        (self.box_out,) = convs
+
+    def _box_convs(self) -> list[nn.Conv2d]:
+        return [self.box_out]
+
+    def forward(self, features: list[Tensor]) -> Predictions:
+        "Predictions for feature maps `[B, channels, H, W]` of every level, finest first."
+        return self._predict(features)[0]
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def level_losses(
         self, predictions: Predictions, pad_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
-        "The same losses, each split by pyramid level: `[L]`."
+        "The losses of `losses`, each split by pyramid level: `[L]`."
         priors, target = self.targets(predictions, pad_sizes, targets)
-        loss_config, count = self.loss_config, self._positives(target)
-        focal = (
-            sigmoid_focal(
-                predictions.logits, target.labels, loss_config.alpha, loss_config.gamma
-            ).sum(-1)
-            * target.valid
-        )
-        losses = dict(
-            loss_cls=torch.stack([part.sum() for part in focal.split(priors.sizes, 1)]) / count
-        )
+        config, count = self.loss_config, self._num_positives(target)
+        positives = priors.boxes[target.prior]
         by_level = sum_by_level(priors, target.prior)
-        raw = predictions.raw[target.image, target.prior]
-        start = priors.boxes[target.prior]
-        central = (
-            self._centerness(start, target.boxes)
-            if self.quality_out is not None or loss_config.weight_by_quality
-            else None
+        weight = None
+        if self.quality_out is not None or config.weight_by_quality:
+            weight = self._centerness(positives, target.boxes)
+        each, divisor = self._box_losses(positives, predictions, target), count
+        if config.weight_by_quality:
+            each, divisor = each * weight, self._shared(weight.sum()).clamp(min=1)
+        losses = dict(
+            loss_cls=self._class_losses(priors, predictions, target) / count,
+            loss_bbox=by_level(each) * (config.box_weight / divisor),
         )
-        if loss_config.encoded:
-            each = loss_config.box_loss(raw, self.coder.encode(start, target.boxes))
-        else:
-            each = compare(
-                loss_config.box_loss,
-                self.coder.decode(start, raw),
-                target.boxes,
-                lambda: (raw, self.coder.encode(start, target.boxes)),
-            )
-        each = each if each.ndim == 1 else each.sum(-1)
-        if loss_config.weight_by_quality:
-            each, divisor = each * central, self._shared(central.sum()).clamp(min=1)
-        else:
-            divisor = count
-        losses["loss_bbox"] = by_level(each) * (loss_config.box_weight / divisor)
         if self.quality_out is not None:
-            guess = predictions.quality[target.image, target.prior]
-            losses["loss_centerness"] = by_level(binary_cross_entropy(guess, central)) * (
-                loss_config.quality_weight / count
-            )
+            quality = predictions.quality[target.image, target.prior]
+            each = binary_cross_entropy(quality, weight)
+            losses["loss_centerness"] = by_level(each) * (config.quality_weight / count)
         return losses
 
-    def _positives(self, target: Targets) -> Tensor:
+    def _class_losses(self, priors: Priors, predictions: Predictions, target: Targets) -> Tensor:
+        "Focal losses of all priors that take part, summed by level: `[L]`."
+        config = self.loss_config
+        each = sigmoid_focal(predictions.logits, target.labels, config.alpha, config.gamma)
+        each = each.sum(-1) * target.valid
+        return torch.stack([level.sum() for level in each.split(priors.sizes, 1)])
+
+    def _box_losses(self, positives: Tensor, predictions: Predictions, target: Targets) -> Tensor:
+        "Box loss of every positive, `[P]`."
+        config = self.loss_config
+        raw = predictions.raw[target.image, target.prior]
+        if config.encoded:
+            each = config.box_loss(raw, self.coder.encode(positives, target.boxes))
+        else:
+            encoded = None
+            if config.needs_encoded:
+                encoded = raw, self.coder.encode(positives, target.boxes)
+            boxes = self.coder.decode(positives, raw)
+            each = config.box_loss(boxes, target.boxes, encoded=encoded)
+        return each if each.ndim == 1 else each.sum(-1)
+
+    def _num_positives(self, target: Targets) -> Tensor:
         "The number of positives that divides the losses, at least 1."
-        count = (
-            target.positives.clamp(min=1).sum()
-            if self.loss_config.per_image
-            else target.positives.sum()
-        )
-        return self._shared(count.float()).clamp(min=1)
+        positives = target.positives
+        if self.loss_config.per_image:
+            positives = positives.clamp(min=1)
+        return self._shared(positives.sum().float()).clamp(min=1)
 
     def _shared(self, value: Tensor) -> Tensor:
         return mean_over_ranks(value) if self.loss_config.sync_normalizer else value
-
-    def _centerness(self, priors: Tensor, boxes: Tensor) -> Tensor:
-        "Centerness targets of the positives, without gradient."
-        points, geometry = self.coder.priors.parts(priors)[0], self.coder.boxes
-        return (
-            centerness(points, geometry.enclosing_upright(boxes), Upright())
-            if self.centerness_in == "horizontal"
-            else centerness(points, boxes, geometry)
-        )
 
     @torch.no_grad()
     def candidates(
         self, predictions: Predictions, sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        "Detections of each image before suppression; `sizes` (height, width) without padding."
+        "Detections of each image before suppression; `sizes` (height, width) in pixels without padding."
         priors, scores = self.priors(predictions), predictions.logits.sigmoid()
-        quality = (
-            [None] * len(sizes) if predictions.quality is None else predictions.quality.sigmoid()
-        )
+        quality = [None] * len(sizes)
+        if predictions.quality is not None:
+            quality = predictions.quality.sigmoid()
         return [
             select_candidates(*image, priors, self.coder, size, self.postprocess)
             for *image, size in zip(scores, predictions.raw, quality, sizes, strict=True)
         ]
 
-    def detect(
-        self, predictions: Predictions, sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        "Detections of each image: boxes `[n, dim]`, scores and labels `[n]`, by falling score."
-        return [
-            suppress_candidates(found, self.coder.boxes, self.postprocess)
-            for found in self.candidates(predictions, sizes)
-        ]
-
 # %% ../../nbs/heads/03_dense.ipynb #7b851e00
 def sum_by_level(priors: Priors, prior: Tensor) -> Callable[[Tensor], Tensor]:
-    "A function that adds numbers of positives up by pyramid level, `[P]` to `[L]`."
-    level = torch.bucketize(
-        prior, torch.tensor(priors.sizes, device=prior.device).cumsum(0), right=True
-    )
-    return lambda each: each.new_zeros(len(priors.sizes)).index_add(0, level, each)
+    "A function that adds up numbers of positives by pyramid level, `[P]` to `[L]`; `prior` `[P]` are their indices."
+    ends = torch.tensor(priors.sizes, device=prior.device).cumsum(0)
+    level = torch.bucketize(prior, ends, right=True)
+
+    def by_level(each: Tensor) -> Tensor:
+        return each.new_zeros(len(priors.sizes)).index_add(0, level, each)
+
+    return by_level

@@ -1,4 +1,4 @@
-"""Two branches over the same features - one regresses from an anchor, one from a point - that share positives and weigh each other
+"""MADet's head: an anchor-based and an anchor-free branch that share positives and weight each other's losses
 
 Docs: https://madet.github.io/madet/heads/madet.html.md"""
 
@@ -20,12 +20,10 @@ from ..boxes.coders import DeltaCoder, DistanceCoder, angle_defaults
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
-from .dense import DenseHead, Predictions, sum_by_level
-from .detect import PostprocessConfig, suppress_candidates
-from .shared_deform import SharedDeformInteraction
-from .retinanet import make_anchor_grid
-from .targets import Targets, centerness, dense_targets
-from .towers import Scale, Tower, flatten_locations, set_prior_probability, init_normal
+from .anchors import make_anchor_grid
+from .dense import DenseHead, Predictions, _DenseSkeleton, sum_by_level
+from .detect import PostprocessConfig
+from .targets import Targets
 from ..losses.boxes import overlap_loss
 from ..losses.focal import binary_cross_entropy
 from ..losses.madet import ratio_weights, weighted_focal
@@ -35,13 +33,13 @@ from ..nets.anchors import AnchorGrid
 # %% ../../nbs/heads/08_madet.ipynb #1c74be5b
 @dataclass(frozen=True)
 class MADetLossConfig:
-    "How MADet's losses are formed; the defaults are the released code's."
+    "How MADet's losses are formed; the defaults are the released code's. Raises BadInput for unknown words."
 
-    box_loss: Callable  # (predicted [P, dim], target [P, dim]) -> [P]
-    weight_positives: bool = True  # class loss times exp(p u) where the answer should be yes
-    weight_negatives: bool = True  # class loss times exp(phi(u) p u) where it should be no
-    box_weights: str = "exp"  # pull of the branches: exp (e^r r), ratio (r), uniform
-    quality: str = "iou"  # what the quality branch learns: iou, or centerness
+    box_loss: Callable[..., Tensor]  # loss(predicted [P, dim], target [P, dim]) -> [P]
+    weight_positives: bool = True  # class loss times exp(p u) where the target is 1
+    weight_negatives: bool = True  # class loss times exp(phi(u) p u) where the target is 0
+    box_weights: str = "exp"  # weights of the branches' boxes: exp (e^r r), ratio (r), uniform
+    quality: str = "iou"  # target of the quality branch: iou, or centerness
     detach_weights: bool = False  # True: weights and overlap targets pass no gradient on
     padding_is_negative: bool = True  # cells beyond an image's own padding count as negatives
     box_weight: float = 0.5
@@ -50,258 +48,195 @@ class MADetLossConfig:
     gamma: float = 2.0
 
     def __post_init__(self):
-        for name, words in (
-            ("box_weights", ("exp", "ratio", "uniform")),
-            ("quality", ("iou", "centerness")),
-        ):
-            if getattr(self, name) not in words:
-                raise BadInput(
-                    f"{name} is {getattr(self, name)!r}; choose from {', '.join(words)}."
-                )
+        _check_word("box_weights", self.box_weights, ("exp", "ratio", "uniform"))
+        _check_word("quality", self.quality, ("iou", "centerness"))
+
+
+def _check_word(name: str, word: str, words: tuple[str, ...]) -> None:
+    if word not in words:
+        raise BadInput(f"{name} is {word!r}; choose from {', '.join(words)}.")
 
 # %% ../../nbs/heads/08_madet.ipynb #263b4e05
-class MAHead(nn.Module):
-    "A dense head with K branches that share features and positives and weigh each other."
+class MAHead(_DenseSkeleton):
+    "A dense head with K branches that share features and positives and weight each other's losses."
 
     def __init__(
         self,
         num_classes: int,
         channels: int,
         *,
-        grid: AnchorGrid,  # what stands on a place
-        branches: tuple[
-            DeltaCoder | DistanceCoder, ...
-        ],  # one coder each; all predict the same kind of box
-        assign: Callable,  # who is positive; a rule that looks at logits sees the first branch's
+        grid: AnchorGrid,  # the anchors of a place
+        branches: tuple[DeltaCoder | DistanceCoder, ...],  # coders; all of one kind of box
+        assign: Callable[..., Tensor],  # an assigner; predictions are the first branch's
         loss_config: MADetLossConfig,
         interaction: str | None = "shared",  # shared, separate or None
         depth: int = 3,  # convolutions of a tower
         norm: str | None = "gn",
         scales: bool = True,  # one learnable factor a level, the same for all branches
-        match_on: str = "rotated",  # match truths as rotated boxes, or by their enclosing upright boxes: horizontal
+        match_on: str = "rotated",  # or horizontal: match truths by their enclosing upright boxes
         postprocess: PostprocessConfig = PostprocessConfig(),
     ):
-        super().__init__()
-        self.num_classes = num_classes
-        self.grid = grid
+        super().__init__(
+            num_classes,
+            channels,
+            grid=grid,
+            coders=tuple(branches),
+            assign=assign,
+            quality=True,
+            depth=depth,
+            norm=norm,
+            scales=scales,
+            match_on=match_on,
+            interaction=interaction,
+            postprocess=postprocess,
+        )
         self.branches = tuple(branches)
-        self.coder = branches[0]
-        self.assign = assign
         self.loss_config = loss_config
-        self.match_on = match_on
-        self.postprocess = postprocess
         self.use = tuple(range(len(branches)))  # branches that detections are taken from
-        self.class_tower = Tower(channels, depth, norm)
-        self.box_tower = Tower(channels, depth, norm)
-        self.class_out = nn.Conv2d(
-            channels, len(branches) * grid.per_location * num_classes, 3, padding=1
-        )
-        self.box_outs = nn.ModuleList(
-            nn.Conv2d(channels, grid.per_location * coder.boxes.dim, 3, padding=1)
-            for coder in branches
-        )
-        self.quality_out = nn.Conv2d(channels, len(branches) * grid.per_location, 3, padding=1)
-        self.scales = nn.ModuleList(Scale() for _ in grid.strides) if scales else None
-        init_normal(self)
-        set_prior_probability(self.class_out)
-        self.interaction = SharedDeformInteraction(channels, interaction) if interaction else None
+
+    def _set_box_convs(self, convs: list[nn.Conv2d]) -> None:
+        self.box_outs = nn.ModuleList(convs)
+
+    def _box_convs(self) -> list[nn.Conv2d]:
+        return list(self.box_outs)
 
     def forward(self, features: list[Tensor]) -> list[Predictions]:
         "`Predictions` of every branch for feature maps `[B, channels, H, W]`, finest first."
-        levels = [self._level(level, x) for level, x in enumerate(features)]
-        shapes = [shape for shape, _ in levels]
-        return [
-            Predictions(*(torch.cat(column, 1) for column in zip(*branch)), shapes)
-            for branch in zip(*(found for _, found in levels))
-        ]
-
-    def _level(
-        self, level: int, x: Tensor
-    ) -> tuple[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]]:
-        "Cells of the answers, and logits, raw boxes and quality of every branch."
-        what, where = self.class_tower(x), self.box_tower(x)
-        if self.interaction is not None:
-            what, where = self.interaction(what, where)
-        count = len(self.branches)
-        logits = (
-            flatten_locations(part.float(), self.num_classes)
-            for part in self.class_out(what).chunk(count, 1)
-        )
-        boxes = (out(where).float() for out in self.box_outs)
-        boxes = (
-            flatten_locations(
-                box if self.scales is None else self.scales[level](box), self.coder.boxes.dim
-            )
-            for box in boxes
-        )
-        quality = (
-            flatten_locations(part.float(), 1)[..., 0]
-            for part in self.quality_out(where).chunk(count, 1)
-        )
-        return tuple(what.shape[-2:]), list(zip(logits, boxes, quality))
-
-    def priors(self, answers: list[Predictions]) -> Priors:
-        "The anchors that go with these answers."
-        return self.grid(answers[0].shapes, answers[0].logits.device)
+        return self._predict(features)
 
     def targets(
-        self, answers: list[Predictions], pad_sizes: list[tuple[int, int]], targets: list[dict]
+        self,
+        predictions: list[Predictions],
+        pad_sizes: list[tuple[int, int]],
+        targets: list[dict],
     ) -> tuple[Priors, Targets]:
-        "Priors and what all branches are asked to predict; `pad_sizes` (height, width) bound the cells of each image."
-        priors, first = self.priors(answers), answers[0]
-        flags = [self.grid.on_image(first.shapes, size, first.logits.device) for size in pad_sizes]
-        target = dense_targets(
-            priors,
-            flags,
-            targets,
-            self.num_classes,
-            self.assign,
-            self.coder.priors,
-            self.coder.boxes,
-            self.match_on,
-            first.logits,
-        )
-        return priors, replace(
-            target, valid=target.valid | ~torch.stack(flags)
-        ) if self.loss_config.padding_is_negative else target
-
-    def losses(
-        self, answers: list[Predictions], pad_sizes: list[tuple[int, int]], targets: list[dict]
-    ) -> dict[str, Tensor]:
-        "Scalars loss_cls, loss_bbox and loss_iou for a batch of dicts with boxes, labels and maybe ignore."
-        return {
-            name: value.sum()
-            for name, value in self.level_losses(answers, pad_sizes, targets).items()
-        }
+        "Priors and the targets of all branches; `pad_sizes` (height, width) in pixels bound the cells of each image."
+        priors, target = super().targets(predictions, pad_sizes, targets)
+        if self.loss_config.padding_is_negative:
+            padding = ~torch.stack(self._on_image(predictions, pad_sizes))
+            target = replace(target, valid=target.valid | padding)
+        return priors, target
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def level_losses(
-        self, answers: list[Predictions], pad_sizes: list[tuple[int, int]], targets: list[dict]
+        self,
+        predictions: list[Predictions],
+        pad_sizes: list[tuple[int, int]],
+        targets: list[dict],
     ) -> dict[str, Tensor]:
-        "The same losses, each split by pyramid level: `[L]`."
-        priors, target = self.targets(answers, pad_sizes, targets)
-        count = mean_over_ranks((len(answers) * target.positives).clamp(min=1).sum()).clamp(min=1)
-        by_level = sum_by_level(priors, target.prior)
-        ious, boxes = self._boxes(answers, priors, target)  # [K, P] each
-        seen = ious.detach() if self.loss_config.detach_weights else ious
-        shared = mean_over_ranks(seen.sum())
-        shared = torch.where(shared < 1e-12, 1.0, shared)
-        quality = torch.stack([branch.quality[target.image, target.prior] for branch in answers])
-        learnt = (
-            seen
-            if self.loss_config.quality == "iou"
-            else self._central(priors, target).expand_as(ious)
-        )
+        "loss_cls, loss_bbox and loss_iou, each split by pyramid level: `[L]`."
+        priors, target = self.targets(predictions, pad_sizes, targets)
+        config, by_level = self.loss_config, sum_by_level(priors, target.prior)
+        ious, box_losses = self._box_losses(predictions, priors, target)  # [K, P] each
+        if config.detach_weights:
+            ious = ious.detach()
+        quality = [branch.quality[target.image, target.prior] for branch in predictions]
+        quality_target = ious
+        if config.quality == "centerness":
+            central = self._centerness(priors.boxes[target.prior], target.boxes)
+            quality_target = central.expand_as(ious)
+        count = self._num_positives(target)
+        classes = self._class_losses(predictions, priors, target)
+        boxes = ratio_weights(ious, config.box_weights) * box_losses
+        qualities = binary_cross_entropy(torch.stack(quality), quality_target)
         return dict(
-            loss_cls=self._classes(answers, priors, target) / count,
-            loss_bbox=by_level((ratio_weights(seen, self.loss_config.box_weights) * boxes).sum(0))
-            * (self.loss_config.box_weight / shared),
-            loss_iou=by_level(binary_cross_entropy(quality, learnt).sum(0))
-            * (self.loss_config.quality_weight / count),
+            loss_cls=classes / count,
+            loss_bbox=by_level(boxes.sum(0)) * (config.box_weight / _sum_of_overlaps(ious)),
+            loss_iou=by_level(qualities.sum(0)) * (config.quality_weight / count),
         )
 
-    def _boxes(
-        self, answers: list[Predictions], priors: Priors, target: Targets
+    def _num_positives(self, target: Targets) -> Tensor:
+        "K times the positives of each image, at least 1 an image, summed; the mean over processes."
+        count = (self.num_branches * target.positives).clamp(min=1).sum()
+        return mean_over_ranks(count).clamp(min=1)
+
+    def _box_losses(
+        self, predictions: list[Predictions], priors: Priors, target: Targets
     ) -> tuple[Tensor, Tensor]:
         "Overlap with the truth and box loss of every branch at every positive, `[K, P]` each."
-        start = priors.boxes[target.prior]
+        positives = priors.boxes[target.prior]
         found = [
-            coder.decode(start, branch.raw[target.image, target.prior])
-            for coder, branch in zip(self.branches, answers)
+            coder.decode(positives, branch.raw[target.image, target.prior])
+            for coder, branch in zip(self.branches, predictions)
         ]
-        ious = torch.stack([self.coder.boxes.iou_paired(box, target.boxes) for box in found])
-        return ious, torch.stack([self.loss_config.box_loss(box, target.boxes) for box in found])
+        ious = [self.coder.boxes.iou_paired(boxes, target.boxes) for boxes in found]
+        losses = [self.loss_config.box_loss(boxes, target.boxes) for boxes in found]
+        return torch.stack(ious), torch.stack(losses)
 
-    def _central(self, priors: Priors, target: Targets) -> Tensor:
-        return centerness(
-            self.coder.priors.parts(priors.boxes[target.prior])[0], target.boxes, self.coder.boxes
-        )
-
-    def _classes(self, answers: list[Predictions], priors: Priors, target: Targets) -> Tensor:
-        "Class losses of all branches summed by level, `[L]`; phi looks at one branch and one level of the whole batch."
-        loss_config = self.loss_config
-        focal = partial(
-            weighted_focal,
-            weight_positives=loss_config.weight_positives,
-            weight_negatives=loss_config.weight_negatives,
-            detach_weights=loss_config.detach_weights,
-            alpha=loss_config.alpha,
-            gamma=loss_config.gamma,
-        )
+    def _class_losses(
+        self, predictions: list[Predictions], priors: Priors, target: Targets
+    ) -> Tensor:
+        "Class losses of all branches summed by level, `[L]`."
         sums, start = [], 0
         for size in priors.sizes:
             here = slice(start, start + size)
-            labels = target.labels[:, here].flatten()
-            valid = target.valid[:, here].flatten()
-            sums.append(
-                sum(
-                    (
-                        focal(
-                            branch.logits[:, here].flatten(0, 1),
-                            labels,
-                            branch.quality[:, here].flatten().sigmoid(),
-                        )
-                        * valid
-                    ).sum()
-                    for branch in answers
-                )
-            )
+            losses = [self._class_loss(branch, target, here) for branch in predictions]
+            sums.append(sum(losses))
             start += size
         return torch.stack(sums)
 
+    def _class_loss(self, branch: Predictions, target: Targets, here: slice) -> Tensor:
+        "Class loss of one branch on one level of the whole batch, over which phi takes its extremes: a scalar."
+        config = self.loss_config
+        each = weighted_focal(
+            branch.logits[:, here].flatten(0, 1),
+            target.labels[:, here].flatten(),
+            branch.quality[:, here].flatten().sigmoid(),
+            weight_positives=config.weight_positives,
+            weight_negatives=config.weight_negatives,
+            detach_weights=config.detach_weights,
+            alpha=config.alpha,
+            gamma=config.gamma,
+        )
+        return (each * target.valid[:, here].flatten()).sum()
+
     @torch.no_grad()
     def pool(
-        self, answers: list[Predictions], index: int, size: tuple[int, int]
+        self, predictions: list[Predictions], index: int, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What one image's branches put into one pot: boxes `[n, dim]`, class probabilities `[n, C]`, qualities `[n]`.
+        """All branches of one image together: boxes `[n, dim]`, class probabilities `[n, C]`, qualities `[n]`.
 
-        A level keeps `postprocess.per_level` rows a branch, the best by their largest score times quality; branches compete."""
-        priors = self.priors(answers)
-        parts = []
-        start = 0
+        A level keeps `postprocess.nms_pre` rows a branch, the best by their largest score times quality; branches
+        compete. `size` (height, width) in pixels without padding."""
+        priors, limit = self.priors(predictions), self.postprocess.nms_pre * len(self.use)
+        chosen = [(self.branches[k], predictions[k]) for k in self.use]
+        levels, start = [], 0
         for count in priors.sizes:
             here = slice(start, start + count)
-            limit = self.postprocess.nms_pre * len(self.use)
-            scores = torch.cat([answers[k].logits[index, here] for k in self.use]).sigmoid()
-            quality = torch.cat([answers[k].quality[index, here] for k in self.use]).sigmoid()
-            boxes = torch.cat(
-                [
-                    self.branches[k].decode(priors.boxes[here], answers[k].raw[index, here], size)
-                    for k in self.use
-                ]
-            )
+            anchors = priors.boxes[here]
+            boxes = [coder.decode(anchors, p.raw[index, here], size) for coder, p in chosen]
+            scores = torch.cat([p.logits[index, here] for _, p in chosen]).sigmoid()
+            quality = torch.cat([p.quality[index, here] for _, p in chosen]).sigmoid()
+            level = torch.cat(boxes), scores, quality
             if len(scores) > limit:
                 best = (scores * quality[:, None]).amax(1).topk(limit).indices
-                boxes, scores, quality = boxes[best], scores[best], quality[best]
-            parts.append((boxes, scores, quality))
+                level = tuple(column[best] for column in level)
+            levels.append(level)
             start += count
-        return tuple(torch.cat(column) for column in zip(*parts))
+        boxes, scores, quality = (torch.cat(column) for column in zip(*levels))
+        return boxes, scores, quality
 
     @torch.no_grad()
     def candidates(
-        self, answers: list[Predictions], sizes: list[tuple[int, int]]
+        self, predictions: list[Predictions], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        "Detections of each image before suppression; `sizes` (height, width) without padding."
+        "Detections of each image before suppression; `sizes` (height, width) in pixels without padding."
         found = []
         for index, size in enumerate(sizes):
-            boxes, scores, quality = self.pool(answers, index, size)
-            joint = scores * quality[:, None]
-            row, label = (joint > self.postprocess.score_threshold).nonzero(as_tuple=True)
-            good = boxes[row].isfinite().all(-1)
-            found.append(
-                dict(boxes=boxes[row][good], scores=joint[row, label][good], labels=label[good])
-            )
+            boxes, scores, quality = self.pool(predictions, index, size)
+            scores = scores * quality[:, None]
+            row, label = (scores > self.postprocess.score_threshold).nonzero(as_tuple=True)
+            finite = boxes[row].isfinite().all(-1)
+            row, label = row[finite], label[finite]
+            found.append(dict(boxes=boxes[row], scores=scores[row, label], labels=label))
         return found
 
-    def detect(
-        self, answers: list[Predictions], sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        "Detections of each image: boxes `[n, dim]`, scores and labels `[n]`, by falling score."
-        return [
-            suppress_candidates(one, self.coder.boxes, self.postprocess)
-            for one in self.candidates(answers, sizes)
-        ]
+
+def _sum_of_overlaps(ious: Tensor) -> Tensor:
+    "What divides the box losses: the sum of `ious` `[K, P]`, the mean over processes, without gradient; 1 for 0."
+    total = mean_over_ranks(ious.sum())
+    return torch.where(total < 1e-12, 1.0, total)
 
 # %% ../../nbs/heads/08_madet.ipynb #81c7395c
 def make_branches(
@@ -310,14 +245,17 @@ def make_branches(
     clip_anchor_free: bool = False,
     priors: Upright | Rotated = Upright(),
 ) -> tuple[DeltaCoder | DistanceCoder, ...]:
-    "The coders of MADet's branches: `both`, or only `anchor` or `point`; `clip_anchor_free` keeps anchor-free boxes inside the image."
+    """The coders of MADet's branches: `both`, or only `anchor` or `point`.
+
+    `clip_anchor_free` keeps anchor-free boxes inside the image. Raises BadInput for another word."""
     anchor = DeltaCoder(priors, boxes, stds=(0.1, 0.1, 0.2, 0.2, 0.1), **angle_defaults(boxes))
     point = DistanceCoder(
         priors, boxes, activation="exp", unit=1.0, clip_border=clip_anchor_free, max_log=10.0
     )
-    if which not in ("both", "anchor", "point"):
+    branches = dict(both=(anchor, point), anchor=(anchor,), point=(point,))
+    if which not in branches:
         raise BadInput(f"branches is {which!r}; choose both, anchor or point.")
-    return dict(both=(anchor, point), anchor=(anchor,), point=(point,))[which]
+    return branches[which]
 
 
 def madet_head(
@@ -328,20 +266,24 @@ def madet_head(
     strides: tuple[int, ...] = (8, 16, 32, 64, 128),
     anchors_per_location: int = 1,
     anchor_size: float = 8.0,  # strides; also the unit of anchor-free distances
-    anchor_angles: int = 0,  # 0: upright anchors; else turned copies a place, as rotated boxes
+    anchor_angles: int = 0,  # 0: upright anchors; else rotated copies a place, as rotated boxes
     branches: str = "both",  # both, anchor, point
     topk: int = 9,  # nearest places of each level
-    assign: Callable | None = None,  # None: MADet's own
+    assign: Callable[..., Tensor] | None = None,  # None: MADet's assigner
     interaction: str | None = "shared",  # shared, separate or None
     depth: int = 3,  # convolutions of a tower
     norm: str | None = "gn",
     scales: bool = True,
     clip_anchor_free: bool = False,  # keep anchor-free boxes inside the image
-    match_on: str = "rotated",  # match truths as rotated boxes, or by their enclosing upright boxes: horizontal
-    postprocess: PostprocessConfig = PostprocessConfig(),  # what reaches the list of detections
+    match_on: str = "rotated",  # or horizontal: match truths by their enclosing upright boxes
+    postprocess: PostprocessConfig = PostprocessConfig(),
     **loss_config,
-) -> MAHead:  # fields of MADetLossConfig
-    "MADet's answers (Xie et al., TPAMI 2023), as released. Over rotated boxes it is a composition of ours: 1 - IoU takes the place of 1 - GIoU."
+) -> MAHead:
+    """MADet's head (Xie et al., TPAMI 2023), as released; `loss_config` are fields of `MADetLossConfig`.
+
+    Over rotated boxes it is a composition of ours: 1 - IoU takes the place of 1 - GIoU."""
+    places = anchors_per_location * max(1, anchor_angles)
+    priors = boxes if anchor_angles else Upright()
     return MAHead(
         num_classes,
         channels,
@@ -352,24 +294,20 @@ def madet_head(
         grid=make_anchor_grid(anchors_per_location, strides, anchor_size, angles=anchor_angles),
         match_on=match_on,
         postprocess=postprocess,
-        branches=make_branches(
-            branches, boxes, clip_anchor_free, boxes if anchor_angles else Upright()
-        ),
-        assign=assign
-        or partial(madet, topk=topk, per_location=anchors_per_location * max(1, anchor_angles)),
+        branches=make_branches(branches, boxes, clip_anchor_free, priors),
+        assign=assign or partial(madet, topk=topk, per_location=places),
         loss_config=MADetLossConfig(overlap_loss(boxes), **loss_config),
     )
 
 # %% ../../nbs/heads/08_madet.ipynb #dc762a22
 def with_madet_losses(head: DenseHead, **loss_config) -> MAHead:
-    "A new head with the layers, anchors, coder and assigner of `head`, trained with MADet's losses; its quality branch predicts overlap."
-    joined = (
-        None
-        if head.interaction is None
-        else "shared"
-        if len(head.interaction.convs) == 1
-        else "separate"
-    )
+    """A new head with the layers, anchors, coder and assigner of `head`, trained with MADet's losses.
+
+    Its quality branch predicts overlap; `loss_config` are fields of `MADetLossConfig`."""
+    interaction = None
+    if head.interaction is not None:
+        interaction = "shared" if len(head.interaction.convs) == 1 else "separate"
+    has_norm = any(isinstance(m, nn.GroupNorm) for m in head.class_tower.modules())
     return MAHead(
         head.num_classes,
         head.class_out.in_channels,
@@ -378,8 +316,8 @@ def with_madet_losses(head: DenseHead, **loss_config) -> MAHead:
         assign=head.assign,
         match_on=head.match_on,
         depth=len(head.class_tower),
-        norm="gn" if any(isinstance(m, nn.GroupNorm) for m in head.class_tower.modules()) else None,
-        interaction=joined,
+        norm="gn" if has_norm else None,
+        interaction=interaction,
         scales=head.scales is not None,
         postprocess=replace(head.postprocess, rank_by_quality=False, sqrt_score=False),
         loss_config=MADetLossConfig(overlap_loss(head.coder.boxes), **loss_config),
