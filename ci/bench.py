@@ -322,8 +322,8 @@ def environment(options):
 
 def run(parts, options, quick=False, tell=lambda text: None):
     """The whole answer: environment, rows, and what was skipped and why."""
-    import torch
     import bench_parts
+    import torch
 
     torch.set_num_threads(options.threads)
     answer = dict(
@@ -447,8 +447,8 @@ def child(asked):
     """`--peak`: the memory of one side, as a number on standard output."""
     fields, part, number, name = json.loads(asked)
     options = Options(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
-    import torch
     import bench_parts
+    import torch
 
     torch.set_num_threads(options.threads)
     contest = next(c for i, c in enumerate(bench_parts.contests(part, options, [])) if i == number)
