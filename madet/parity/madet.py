@@ -25,7 +25,7 @@ from ..detectors.detector import Detector
 from ..detectors.keys import rename_all
 from ..heads.dense import Predictions
 from ..heads.detect import PostprocessConfig
-from ..heads.madet import MAHead, madet_head
+from ..heads.madet import MAHead, madet_head, overlaps_and_box_losses, pool_branches
 from ..heads.towers import flatten_locations
 from ..losses.madet import quality_transform
 from .fixtures import Check, Fixture, drawn, matched_by_score
@@ -152,7 +152,7 @@ def maps_of(head: MAHead, answers: list[Predictions]) -> dict[str, list[Tensor]]
 
 def _ious(head: MAHead, answers: list[Predictions], pad_sizes: list, targets: list[dict]) -> Tensor:
     "Overlaps of both branches' boxes at the positives, `[2, P]`."
-    return head._box_losses(answers, *head.targets(answers, pad_sizes, targets))[0]
+    return overlaps_and_box_losses(head, answers, *head.targets(answers, pad_sizes, targets))[0]
 
 
 def partly(
@@ -394,7 +394,7 @@ def postprocess(z: Fixture, meta: dict) -> Iterator[Check]:
     answers = answers_of(head, *maps)
     info = meta["img_metas"][0]
     size = tuple(info["img_shape"][:2])
-    boxes, scores, quality = head.pool(answers, 0, size)
+    boxes, scores, quality = pool_branches(head, answers, 0, size)
     yield Check("pool_rows", z["pool_rows"], np.asarray(len(boxes)), kind="exact")
     for name, ours, tolerance in (
         ("boxes", boxes, 1e-3),
