@@ -19,6 +19,7 @@ from ..boxes.coders import DeltaCoder, DistanceCoder
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
+from .anchors import OnGrid
 from .detect import PostprocessConfig, select_candidates, suppress_candidates
 from .shared_deform import SharedDeformInteraction
 from .targets import Targets, centerness, dense_targets
@@ -187,13 +188,16 @@ def _first(predictions: _OneOrMore) -> Predictions:
     return predictions[0] if isinstance(predictions, list) else predictions
 
 
-class _DenseTargets:
-    "Priors, targets, the sum of losses, and suppression; the same for `DenseHead` and `MAHead`."
+class _DenseTargets(OnGrid):
+    "Targets and suppression, the same for `DenseHead` and `MAHead`."
 
-    def priors(self, predictions: _OneOrMore) -> Priors:
-        "The anchors that go with these predictions."
-        first = _first(predictions)
-        return self.grid(first.shapes, first.logits.device)
+    num_classes: int
+    coder: DeltaCoder | DistanceCoder
+    assign: Callable[..., Tensor]
+    loss_config: LossConfig
+    match_on: str
+    centerness_in: str
+    postprocess: PostprocessConfig
 
     def targets(
         self, predictions: _OneOrMore, pad_sizes: list[tuple[int, int]], targets: list[dict]
@@ -209,22 +213,18 @@ class _DenseTargets:
             target = replace(target, valid=target.valid | ~torch.stack(on_image))
         return priors, target
 
-    def losses(
-        self, predictions: _OneOrMore, pad_sizes: list[tuple[int, int]], targets: list[dict]
-    ) -> dict[str, Tensor]:
-        """Scalars loss_cls, loss_bbox and that of a quality branch (loss_centerness; MADet: loss_iou).
-
-        `pad_sizes` (height, width) in pixels of each image with its own padding; `targets` are dicts with boxes
-        `[G, dim]`, labels `[G]` and maybe ignore `[G]`."""
-        levels = self.level_losses(predictions, pad_sizes, targets)
-        return {name: value.sum() for name, value in levels.items()}
-
     def _centerness(self, positives: Tensor, boxes: Tensor) -> Tensor:
         "Centerness targets of priors `[P, d]` in `boxes` `[P, dim]`: `[P]`, without gradient."
         points, geometry = self.coder.priors.parts(positives)[0], self.coder.boxes
         if self.centerness_in == "horizontal":
             return centerness(points, geometry.enclosing_upright(boxes), Upright())
         return centerness(points, boxes, geometry)
+
+    def candidates(
+        self, predictions: _OneOrMore, sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        "Detections of each image before suppression."
+        raise NotImplementedError
 
     def detect(
         self, predictions: _OneOrMore, sizes: list[tuple[int, int]]
@@ -368,7 +368,7 @@ class DenseHead(_DenseNetwork, _DenseTargets):
         "Detections of each image before suppression; `sizes` (height, width) in pixels without padding."
         return _dense_candidates(self, predictions, sizes)
 
-
+# %% ../../nbs/heads/03_dense.ipynb #76774e9a
 def _dense_candidates(
     head: DenseHead, predictions: Predictions, sizes: list[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
