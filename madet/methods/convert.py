@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..boxes.errors import BadInput
 from ..data.class_lists import LISTS
-from ..detectors.checkpoints import Checkpoint, open_checkpoint
-from ..detectors.mmrotate import extra_of, is_rotated, rotated_head
 from ..detectors.checkpoint_facts import RecognizedCheckpoint
+from ..detectors.checkpoints import Checkpoint, open_checkpoint
 from ..detectors.keys import account, other_epsilon, renamed, without_unused
+from ..detectors.mmrotate import extra_of, is_rotated, rotated_head
 from ..detectors.published import how_used, recognize
 from .load import detector_from, rebuilt, weights_file
 from .names import recipe_of
