@@ -181,6 +181,36 @@ def _normalized(boxes: Tensor, version: str) -> Tensor:
         angles = (angles + swap.to(angles) * (math.pi / 2) - start) % math.pi + start
     return torch.cat([centers, torch.where(swap, sizes.flip(-1), sizes), angles], -1)
 
+# %% ../../nbs/boxes/02_geometry.ipynb #47256842
+def _rotated_parts(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centers `[..., 2]`, sizes `[..., 2]` and angles `[..., 1]` (radians) of boxes `[..., 5]`."""
+    return boxes[..., :2], boxes[..., 2:4], boxes[..., 4:]
+
+
+def _rotated_boxes(centers: Tensor, sizes: Tensor, angles: Tensor) -> Tensor:
+    """Boxes `[..., 5]` from centers and sizes `[..., 2]` and angles `[..., 1]`."""
+    return torch.cat([centers, sizes, angles], -1)
+
+
+def _rotated_from_sides(points: Tensor, sides: Tensor, angles: Tensor) -> Tensor:
+    """Boxes at `angles` with sides `sides` `[..., 4]` away from `points` in their own frame."""
+    low, high = sides[..., :2], sides[..., 2:]
+    return _rotated_boxes(points + rotate((high - low) / 2, angles), low + high, angles)
+
+
+def _rotated_from_upright(boxes: Tensor) -> Tensor:
+    """Upright `xyxy` as boxes of angle 0 (an anchor keeps angle 0 in every version)."""
+    centers, sizes, _ = _upright_parts(boxes)
+    return _rotated_boxes(centers, sizes, torch.zeros_like(sizes[..., :1]))
+
+
+def _rotated_clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Centers kept inside an image of `size` (height, width); sides are left alone."""
+    height, width = size
+    x = boxes[..., 0].clamp(0, width - 1)
+    y = boxes[..., 1].clamp(0, height - 1)
+    return torch.cat([torch.stack([x, y], -1), boxes[..., 2:]], -1)
+
 # %% ../../nbs/boxes/02_geometry.ipynb #92276819
 def _rotated_areas(boxes: Tensor) -> Tensor:
     """Areas in square pixels, `[..., 5]` to `[...]`."""
@@ -233,6 +263,11 @@ class Rotated(_Boxes):
     iou_paired = staticmethod(rotated_iou.rotated_iou_paired)
     iof = staticmethod(rotated_iou.rotated_iof)
     areas = staticmethod(_rotated_areas)
+    parts = staticmethod(_rotated_parts)
+    build = staticmethod(_rotated_boxes)
+    from_sides = staticmethod(_rotated_from_sides)
+    from_upright = staticmethod(_rotated_from_upright)
+    clip = staticmethod(_rotated_clip)
     side_distances = staticmethod(_rotated_side_distances)
     corners = staticmethod(_rotated_corners)
     enclosing_upright = staticmethod(_enclosing_upright)
@@ -249,19 +284,6 @@ class Rotated(_Boxes):
         """rotated-le90 and the like."""
         return f"rotated-{self.version}"
 
-    def parts(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Centers `[..., 2]`, sizes `[..., 2]`, angles `[..., 1]` in radians."""
-        return boxes[..., :2], boxes[..., 2:4], boxes[..., 4:]
-
-    def build(self, centers: Tensor, sizes: Tensor, angles: Tensor) -> Tensor:
-        """Boxes from centers and sizes `[..., 2]` and angles `[..., 1]`."""
-        return torch.cat([centers, sizes, angles], -1)
-
-    def from_sides(self, points: Tensor, sides: Tensor, angles: Tensor) -> Tensor:
-        """Boxes at `angles` with sides `sides` `[..., 4]` away from `points` in their own frame."""
-        low, high = sides[..., :2], sides[..., 2:]
-        return self.build(points + rotate((high - low) / 2, angles), low + high, angles)
-
     def from_quads(self, quads: Tensor) -> Tensor:
         """Boxes from quadrilaterals `[..., 4, 2]` by the rule `refit`.
 
@@ -270,22 +292,11 @@ class Rotated(_Boxes):
         fit = _smallest_rectangles if self.refit == "min_area" else _edge_rectangles
         return self.normalize(fit(quads))
 
-    def from_upright(self, boxes: Tensor) -> Tensor:
-        """Upright `xyxy` as boxes of angle 0 (an anchor keeps angle 0 in every version)."""
-        centers, sizes, _ = Upright().parts(boxes)
-        return torch.cat([centers, sizes, torch.zeros_like(sizes[..., :1])], -1)
-
     def warp(self, boxes: Tensor, matrix: Tensor) -> Tensor:
         """Boxes moved by a 3 x 3 matrix; exact under a similarity, corners refitted otherwise."""
         if not is_similarity(matrix):
             return self.from_quads(move_points(self.corners(boxes), matrix))
         return self.normalize(_moved_by_similarity(boxes, matrix))
-
-    def clip(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Centers kept inside an image of `size` (height, width); sides are left alone."""
-        height, width = size
-        x, y = boxes[..., 0].clamp(0, width - 1), boxes[..., 1].clamp(0, height - 1)
-        return torch.cat([torch.stack([x, y], -1), boxes[..., 2:]], -1)
 
     def normalize(self, boxes: Tensor) -> Tensor:
         """The same rectangles with the angle in this version's range and the sides in its order."""

@@ -252,7 +252,8 @@ def _all_pairs(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """All pairs that may overlap by more than `threshold` with their IoU; None beyond `limit` pairs."""
     every = torch.arange(len(index.levels), device=index.levels.device)
-    firsts, seconds, values = [every[:0]], [every[:0]], [torch.zeros(0, device=every.device)]
+    firsts, seconds = [every[:0]], [every[:0]]
+    values = [torch.zeros(0, device=every.device)]
     total = 0
     for i, j in _neighbors(index, every, every):
         once = _once(index, i, j)

@@ -23,7 +23,7 @@ from .voc import MODES, pair_up, score_pairs
 
 # %% ../../nbs/metrics/04_dota.ipynb #bc166ffc
 def as_quads(boxes):
-    "Corners `[N, 8]`, float64, of `xyxy [N, 4]`, `cxcywhr [N, 5]` (radians, clockwise on the image), or corners `[N, 8]` or `[N, 4, 2]`; BadInput for other shapes."
+    """Corners `[N, 8]`, float64, of `xyxy [N, 4]`, `cxcywhr [N, 5]` (radians, clockwise on the image), or corners `[N, 8]` or `[N, 4, 2]`; BadInput for other shapes."""
     boxes = torch.as_tensor(
         boxes.detach().cpu() if hasattr(boxes, "detach") else np.array(boxes, np.float64)
     ).double()
@@ -40,7 +40,7 @@ def as_quads(boxes):
 
 
 def overlap_quads(a, b, at_once=1 << 13):
-    "Paired IoU `[P]` of corners `[P, 8]`; only pairs whose upright hulls meet, sides counted as x2 - x1 + 1 as in the devkit, are looked at."
+    """Paired IoU `[P]` of corners `[P, 8]`; only pairs whose upright hulls meet, sides counted as x2 - x1 + 1 as in the devkit, are looked at."""
     a, b = a.reshape(-1, 4, 2), b.reshape(-1, 4, 2)
     near = np.flatnonzero(
         (np.minimum(a.max(1), b.max(1)) - np.maximum(a.min(1), b.min(1)) + 1 > 0).all(1)
@@ -82,7 +82,7 @@ def dota_pairs(truths, results, classes, count_difficult=False, real_first=False
 
 
 def _ignored(truth, count_difficult):
-    "bool `[G]`"
+    """bool `[G]`"""
     ignore = truth.get("ignore")
     if ignore is None:
         ignore = np.zeros(len(truth["labels"]), bool)
@@ -144,14 +144,14 @@ def dota_score(
 
 
 def _over(at, ious, pick):
-    "{AP: mean over thresholds, AP50 ...: at one} of the scores `at`"
+    """{AP: mean over thresholds, AP50 ...: at one} of the scores `at`"""
     values = [pick(at[t]) for t in ious]
     mean = None if None in values else float(np.mean(values))
     return {"AP": mean} | {f"AP{100 * t:g}": pick(at[t]) for t in (0.5, 0.75) if t in at}
 
 
 def dota_json(score):
-    "What of a score fits in JSON: the curves are left out"
+    """What of a score fits in JSON: the curves are left out"""
     return {k: v for k, v in score.items() if k != "curves"}
 
 
@@ -165,12 +165,12 @@ WRITTEN = ("dota", "dior")  # label formats whose outlines are the polygons that
 
 
 def usual_mode(dataset):
-    "11point where the labels are in the form of DOTA, DIOR-R or HRSC2016, else area."
+    """11point where the labels are in the form of DOTA, DIOR-R or HRSC2016, else area."""
     return "11point" if dataset.format in ELEVEN else "area"
 
 
 def dota_truths(dataset, seen=None):
-    "Truths of a `Dataset` (of the image ids in `seen`, None: all) as `dota_score` takes them: the polygons as written where the labels have some, else the boxes."
+    """Truths of a `Dataset` (of the image ids in `seen`, None: all) as `dota_score` takes them: the polygons as written where the labels have some, else the boxes."""
 
     def boxes(objects):
         outlines = objects.polygons if dataset.format in WRITTEN else None
@@ -196,7 +196,7 @@ FAINT = 1e-6  # the score of the one line of a class without detections
 
 
 def start_point(quads):
-    "Corners `[N, 8]` in the same sense, beginning so that their distances to the hull's corners from the top left on sum up smallest (the first of equals)."
+    """Corners `[N, 8]` in the same sense, beginning so that their distances to the hull's corners from the top left on sum up smallest (the first of equals)."""
     quads = np.asarray(quads, np.float64).reshape(-1, 4, 2)
     (x1, y1), (x2, y2) = quads.min(1).T, quads.max(1).T
     hull = np.stack([np.stack(c, 1) for c in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))], 1)
@@ -245,7 +245,7 @@ def write_task1(folder, results, classes, fill=True):
 
 # %% ../../nbs/metrics/04_dota.ipynb #876afa8a
 def _row(line, where):
-    "(image, score, eight numbers) of a line"
+    """(image, score, eight numbers) of a line"""
     words = line.split()
     if len(words) != 10:
         raise BadInput(
@@ -265,7 +265,7 @@ def _row(line, where):
 
 
 def _rows(path):
-    "The rows of one Task 1 file; a faint line alone stands for none"
+    """The rows of one Task 1 file; a faint line alone stands for none"""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -277,7 +277,7 @@ def _rows(path):
 
 
 def label_of(name, classes):
-    "The label of a class name in the list `classes`, as it is spelled, else capitals aside; a new one is appended to the list."
+    """The label of a class name in the list `classes`, as it is spelled, else capitals aside; a new one is appended to the list."""
     if name not in classes:
         name = next((c for c in classes if c.lower() == name.lower()), name)
         if name not in classes:

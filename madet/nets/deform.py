@@ -38,7 +38,7 @@ def sampling_points(offset: Tensor, kernel=3, stride=1, padding=1, dilation=1) -
 
 # %% ../../nbs/nets/04_deform.ipynb #3b246e1f
 def _around(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    "The two cells around each coordinate and their weights, `[..., 2]`; a cell outside 0 to `size` - 1 weighs nothing."
+    """The two cells around each coordinate and their weights, `[..., 2]`; a cell outside 0 to `size` - 1 weighs nothing."""
     at = at.clamp(-2, size + 1)  # further out reads nothing either, and fits an integer
     low = at.detach().floor()
     part = (at - low)[..., None]
@@ -72,14 +72,14 @@ def corners(points: Tensor, mask: Tensor | None, height: int, width: int) -> tup
 
 # %% ../../nbs/nets/04_deform.ipynb #edcbdd11
 def _columns(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    "What the taps read, `[p, K*C]`, from rows `[H*W*D, C/D]`, index and weights `[p, K*D, 4]`."
+    """What the taps read, `[p, K*C]`, from rows `[H*W*D, C/D]`, index and weights `[p, K*D, 4]`."""
     return F.embedding_bag(
         index.flatten(0, 1), rows, per_sample_weights=weights.flatten(0, 1), mode="sum"
     ).view(len(index), -1)
 
 # %% ../../nbs/nets/04_deform.ipynb #adc66b33
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    "`a [G, p, k]` times `b [G, o, k]` transposed: `[G, p, o]`."
+    """`a [G, p, k]` times `b [G, o, k]` transposed: `[G, p, o]`."""
     if (
         len(a) > 1
         or a.dtype != torch.float32
@@ -91,13 +91,13 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _by_group(columns: Tensor, kernel: Tensor) -> Tensor:
-    "Columns `[p, K*C]` as `[G, p, K*c]`, what each group of the convolution sees."
+    """Columns `[p, K*C]` as `[G, p, K*c]`, what each group of the convolution sees."""
     groups, _, taps, channels = kernel.shape
     return columns.view(-1, taps, groups, channels).permute(2, 0, 1, 3).flatten(2)
 
 
 def _convolve(columns: Tensor, kernel: Tensor) -> Tensor:
-    "Columns `[p, K*C]` times the kernel: `[p, O]`."
+    """Columns `[p, K*C]` times the kernel: `[p, O]`."""
     return _product(_by_group(columns, kernel), kernel.flatten(2)).transpose(0, 1).flatten(1)
 
 # %% ../../nbs/nets/04_deform.ipynb #7a13314f
@@ -105,7 +105,7 @@ PIECE = 2**23  # bytes of columns made at a time
 
 
 def _pieces(rows: Tensor, index: Tensor, kernel: Tensor):
-    "Pairs of an image and a slice of its places, such that the columns of one pair are a piece."
+    """Pairs of an image and a slice of its places, such that the columns of one pair are a piece."""
     place = kernel[:, 0].numel() * rows.element_size()
     step = max(1, max(PIECE, rows[0].numel() * rows.element_size()) // place)
     return [
@@ -116,7 +116,7 @@ def _pieces(rows: Tensor, index: Tensor, kernel: Tensor):
 
 # %% ../../nbs/nets/04_deform.ipynb #af10eabe
 class _Gathered(torch.autograd.Function):
-    "rows `[B, H*W*D, C/D]`, index and weights `[B, P, K*D, 4]`, kernel `[G, o, K, c]`: `[B, P, O]`; columns are made again in backward."
+    """rows `[B, H*W*D, C/D]`, index and weights `[B, P, K*D, 4]`, kernel `[G, o, K, c]`: `[B, P, O]`; columns are made again in backward."""
 
     @staticmethod
     def forward(ctx, rows, index, weights, kernel):
@@ -156,7 +156,7 @@ class _Gathered(torch.autograd.Function):
 
 # %% ../../nbs/nets/04_deform.ipynb #9e974dc1
 def _gathered(x, offset, weight, bias, stride, padding, dilation, mask, groups, deform_groups):
-    "Deformable convolution as a gather and a product, on any device."
+    """Deformable convolution as a gather and a product, on any device."""
     (B, C, H, W), (h, w) = x.shape, offset.shape[-2:]
     index, weights = corners(
         sampling_points(offset, weight.shape[2:], stride, padding, dilation), mask, H, W
@@ -178,12 +178,12 @@ def _gathered(x, offset, weight, bias, stride, padding, dilation, mask, groups, 
 
 
 def _kernel(x, offset, weight, bias, stride, padding, dilation, mask, groups, deform_groups):
-    "torchvision's kernel; it reads both kinds of groups from the shapes."
+    """torchvision's kernel; it reads both kinds of groups from the shapes."""
     return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
 
 def _way(device: torch.device):
-    "Who computes on this device: torchvision's kernel on CUDA, where it is made for the machine; the gather elsewhere."
+    """Who computes on this device: torchvision's kernel on CUDA, where it is made for the machine; the gather elsewhere."""
     return _kernel if device.type == "cuda" else _gathered
 
 # %% ../../nbs/nets/04_deform.ipynb #7a92357d
@@ -216,7 +216,7 @@ def deform_conv(
 
 
 def _size(x, channels, kernel, stride, padding, dilation) -> list[int]:
-    "Height and width of the answer."
+    """Height and width of the answer."""
     if x.shape[1] != channels:
         raise BadInput(
             f"The map has {x.shape[1]} channels and the weights read {channels}; make them equal."
@@ -290,7 +290,7 @@ class DeformConv(nn.Module):
         nn.init.zeros_(self.conv_offset.bias)
 
     def offsets(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        "Offsets `[B, D*K*2, h, w]` in cells and gates `[B, D*K, h, w]` in 0..1 (or None), float32 at least."
+        """Offsets `[B, D*K*2, h, w]` in cells and gates `[B, D*K, h, w]` in 0..1 (or None), float32 at least."""
         conv, kind = self.conv_offset, torch.promote_types(x.dtype, torch.float32)
         _size(x, conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
         with torch.autocast(x.device.type, enabled=False):
