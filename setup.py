@@ -1,4 +1,5 @@
 """Package lists come from settings.ini, the identity from pyproject.toml; no value stands in both."""
+
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -18,19 +19,47 @@ def lines(key):
 def paper_files():
     """Templates, grids and claims of every paper, so that `madet table` works where there is no checkout."""
     for folder in sorted((HERE / "papers").iterdir() if (HERE / "papers").exists() else []):
-        files = [f"papers/{folder.name}/{name}" for name in ("paper.md", "run.ipynb", "grid.csv")
-                 if (folder / name).exists()]
+        files = [
+            f"papers/{folder.name}/{name}"
+            for name in ("paper.md", "run.ipynb", "grid.csv")
+            if (folder / name).exists()
+        ]
         if files:
             yield f"share/madet/papers/{folder.name}", files
 
 
-version = re.search(r'^__version__ = "(.+)"', (HERE / "madet/__init__.py").read_text(), re.M).group(1)
+REPOSITORY = "https://github.com/madet/madet"
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
+
+
+def long_description():
+    """README.md with links and pictures that work on a package index page, outside the repository."""
+
+    def absolute(found):
+        picture, text, path = found.groups()
+        kind = "raw" if picture else "blob"
+        return f"{picture}[{text}]({REPOSITORY}/{kind}/main/{path})"
+
+    return LINK.sub(absolute, (HERE / "README.md").read_text(encoding="utf-8"))
+
+
+version = re.search(r'^__version__ = "(.+)"', (HERE / "madet/__init__.py").read_text(), re.M).group(
+    1
+)
 setup(
     version=version,
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["madet", "madet.*"]),
     install_requires=lines("requirements"),
-    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "docs", "fast", "tensorboard", "ray", "slurm")},
+    extras_require={
+        name: lines(f"{name}_requirements")
+        for name in ("dev", "docs", "fast", "tensorboard", "ray", "slurm")
+    },
     data_files=list(paper_files()),
-    entry_points={"nbdev": ["madet = madet._modidx:d"], "console_scripts": lines("console_scripts")},
+    entry_points={
+        "nbdev": ["madet = madet._modidx:d"],
+        "console_scripts": lines("console_scripts"),
+    },
 )

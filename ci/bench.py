@@ -322,8 +322,8 @@ def environment(options):
 
 def run(parts, options, quick=False, tell=lambda text: None):
     """The whole answer: environment, rows, and what was skipped and why."""
-    import torch
     import bench_parts
+    import torch
 
     torch.set_num_threads(options.threads)
     answer = dict(
@@ -343,7 +343,15 @@ def run(parts, options, quick=False, tell=lambda text: None):
             tell(f"\n{part}: skipped, {why}")
             continue
         for number, contest in enumerate(bench_parts.contests(part, options, answer["skipped"])):
-            answer["rows"].append(run_contest(contest, options, number))
+            try:
+                answer["rows"].append(run_contest(contest, options, number))
+            except torch.OutOfMemoryError:
+                answer["skipped"].append(
+                    dict(part=part, why=f"{contest.work}: the device has too little memory")
+                )
+                tell(f"\n{part}: {contest.work}: skipped, the device has too little memory")
+                torch.cuda.empty_cache()
+                continue
             tell(table(answer["rows"][-1]))
     answer["environment"]["load_after"] = os.getloadavg()[0]
     before = answer["environment"]["load_before"]
@@ -447,8 +455,8 @@ def child(asked):
     """`--peak`: the memory of one side, as a number on standard output."""
     fields, part, number, name = json.loads(asked)
     options = Options(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
-    import torch
     import bench_parts
+    import torch
 
     torch.set_num_threads(options.threads)
     contest = next(c for i, c in enumerate(bench_parts.contests(part, options, [])) if i == number)

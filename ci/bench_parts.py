@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from bench import Contest, by_turns
 
 
@@ -100,6 +99,7 @@ def max_iou_sides(options, count):
     """Max-IoU with RetinaNet's numbers, here and in torchvision."""
     from torchvision.models.detection._utils import Matcher
     from torchvision.ops import box_iou
+
     from madet.assigners.max_iou import max_iou
     from madet.nets.anchors import octave_scales
 
@@ -435,6 +435,7 @@ def deformable_work(call, channels, height, width, seed=0):
 def deform(options, skipped):
     """MADet's convolution at the size of one picture's stride 16, against torchvision's kernel for the CPU."""
     from torchvision.ops import deform_conv2d
+
     from madet.nets.deform import deform_conv
 
     calls = {
@@ -660,6 +661,7 @@ def reference(truth, results):
     """pycocotools by itself, results loaded as its users do."""
     import contextlib
     import io
+
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -677,6 +679,7 @@ def reference(truth, results):
 def score(options, skipped):
     """COCO's twelve numbers of 100 detections an image."""
     import importlib.util
+
     from madet.metrics.coco import KEYS, score_dicts
 
     truth, results = scene(options.scored)

@@ -12,11 +12,10 @@ from contextlib import ExitStack
 from functools import wraps
 from unittest import mock
 
+import bench_parts
 import torch
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
-
-import bench_parts
 
 MARK = "madet: "
 KINDS = (

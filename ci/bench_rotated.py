@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import torch
-
 from bench import Contest
 
 OURS, KERNEL, CLIPPER = "madet", "torchvision's kernel", "shapely"
@@ -37,6 +36,7 @@ def shaken(boxes, count, seed=1, by=(4.0, 4.0, 4.0, 4.0, 0.1)):
 def clips(a, b):
     """shapely's overlap of every pair whose hulls meet, found by its tree."""
     import shapely
+
     from madet.boxes.geometry import Rotated
 
     one, two = (shapely.polygons(Rotated().corners(x.double()).numpy()) for x in (a, b))
@@ -148,6 +148,7 @@ def gradient_contest(options):
 def suppression_contests(options):
     """Greedy at 0.1; the compiled kernel for upright boxes on their hulls shows what the turn costs, the plain loop what a kernel for overlaps alone gives."""
     from torchvision.ops import nms
+
     from madet.boxes.geometry import Rotated
     from madet.boxes.nms import hard_nms
     from madet.boxes.rotated_nms import rotated_nms

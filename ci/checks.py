@@ -6,6 +6,7 @@ Nothing in the tree is written: export and clean work on a temporary copy.
 
 import ast
 import base64
+import io
 import json
 import os
 import shutil
@@ -13,13 +14,28 @@ import struct
 import subprocess
 import sys
 import tempfile
+import tokenize
 from pathlib import Path
 
-import floors
 import readme
 
 OUTPUT_LIMIT = 300_000  # bytes of stored output in a notebook
 WIDTH_LIMIT = 900  # pixels
+LINE_LIMIT = 120  # columns
+TOKENS_A_LINE = 10
+CELL_LIMIT = 60  # lines
+PICTURE_BEFORE = 8  # cells
+SENTENCE_LIMIT = 110  # characters
+BASELINE = ".basedpyright/baseline.json"
+LAYOUT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
 LEFT_OUT = {
     ".git",
     ".venv",
@@ -145,13 +161,56 @@ def unchanged(root):
     return f"{count[0]} modules, {count[1]} notebooks", said
 
 
+def tool(root, *command):
+    """Exit code and printed lines of a development tool, run in the tree."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / command[0], *command[1:]],
+        cwd=root,
+        env=dict(os.environ, PYTHONPATH=str(root), CI="true"),  # CI: the baseline is not written
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.returncode, (done.stdout + done.stderr).strip().splitlines()
+
+
 @check(
-    "imports go to lower floors only",
-    "move the code or the import down; the floors are those of ci/floors.py",
+    "imports go to lower floors only, without circles",
+    "move the code or the import down; the floors stand under [tool.importlinter] in pyproject.toml",
 )
 def floors_hold(root):
-    said, count = floors.violations(root)
-    return f"{count} modules", said
+    code, lines = tool(root, "lint-imports", "--no-cache")
+    counted = next((line for line in lines if line.startswith("Analyzed ")), "")
+    broken = [line for line in lines if line.startswith("- ") or "No matching" in line]
+    missing = [line for line in lines if "missing" in line.lower()]
+    said = broken + missing
+    return counted.rstrip("."), (said or lines[-12:]) if code else []
+
+
+@check(
+    "ruff finds nothing, and nothing to format",
+    "ruff check --fix nbs ci papers && ruff format nbs ci papers, then nbdev-export && nbdev-clean",
+)
+def linted(root):
+    said = []
+    for command in (["check", "--output-format", "concise"], ["format", "--check"]):
+        code, lines = tool(root, "ruff", *command, "--no-cache", "nbs", "ci", "papers", "setup.py")
+        if code:
+            said += [line for line in lines if ":" in line and not line.startswith("warning")]
+    return "nbs, ci, papers", said
+
+
+@check(
+    "basedpyright finds no type error that is not in its baseline",
+    "mend the types; the baseline (.basedpyright/baseline.json) only shrinks: basedpyright writes it where errors went",
+)
+def typed(root):
+    baseline = root / BASELINE
+    before = baseline.read_bytes() if baseline.exists() else b""
+    code, lines = tool(root, "basedpyright", "--level", "error")
+    known = before.count(b'"code"')
+    said = [line.strip() for line in lines if " - error: " in line]
+    return f"{known} in the baseline", said if code else []
 
 
 @check(
@@ -314,6 +373,125 @@ def docstrings(root):
                 if not ast.get_docstring(node):
                     said.append(f"{path.relative_to(root)}:{node.lineno}: {node.name}")
     return f"{count} functions and classes", said
+
+
+def public_functions(tree):
+    """Functions at the top of a module and methods of its public classes whose names have no underscore."""
+    for node in tree.body:
+        inner = node.body if isinstance(node, ast.ClassDef) and node.name[0] != "_" else [node]
+        for one in inner:
+            if isinstance(one, ast.FunctionDef) and one.name[0] != "_":
+                yield one
+
+
+def untyped(function):
+    """Names of the parameters without a type; `return` where that has none."""
+    args = function.args
+    named = [*args.posonlyargs, *args.args, *args.kwonlyargs]
+    some = [one.arg for one in named if one.annotation is None and one.arg not in ("self", "cls")]
+    return some + (["return"] if function.returns is None else [])
+
+
+def modules(root):
+    """(path, text) of every module that stands for a notebook."""
+    for path in sorted((root / "madet").rglob("*.py")):
+        if path.name not in ("_modidx.py", "__init__.py"):
+            yield path, path.read_text(encoding="utf-8")
+
+
+@check(
+    "public functions and methods have types",
+    "write the type of every parameter and of what is returned",
+)
+def signatures(root):
+    said, count = [], 0
+    for path, text in modules(root):
+        for function in public_functions(ast.parse(text)):
+            count += 1
+            if missing := untyped(function):
+                where = f"{path.relative_to(root)}:{function.lineno}: {function.name}"
+                said.append(f"{where}: {', '.join(missing)}")
+    return f"{count} functions", said
+
+
+@check(
+    f"every module opens with one sentence of at most {SENTENCE_LIMIT} characters",
+    "write it as the `> ` line under the title in the notebook's first cell",
+)
+def opening_sentences(root):
+    said = []
+    for path, text in modules(root):
+        sentence = (ast.get_docstring(ast.parse(text)) or "").partition("\n\nDocs: ")[0]
+        if not sentence or sentence.startswith("Docs: "):
+            said.append(f"{path.relative_to(root)}: no sentence")
+        elif len(sentence) > SENTENCE_LIMIT or "\n" in sentence:
+            said.append(f"{path.relative_to(root)}: {len(sentence)} characters: {sentence}")
+    return f"{len(list(modules(root)))} modules", said
+
+
+def code_tokens(text):
+    """(tokens without comments and layout, lines that hold one) of a Python source."""
+    kept = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in LAYOUT
+    ]
+    return len(kept), len({token.start[0] for token in kept})
+
+
+@check(
+    f"code is read, not decoded: at most {TOKENS_A_LINE} tokens a line, no line over {LINE_LIMIT}",
+    "name intermediate values, split long sentences into adjacent strings",
+)
+def density(root):
+    tokens = lines = 0
+    said = []
+    for path, text in modules(root):
+        more, held = code_tokens(text)
+        tokens += more
+        lines += held
+        for number, line in enumerate(text.splitlines(), 1):
+            if len(line) > LINE_LIMIT and not line.startswith(("# AUTOGENERATED", "# %% ")):
+                said.append(f"{path.relative_to(root)}:{number}: {len(line)} columns")
+    for path in sorted([*(root / "ci").rglob("*.py"), root / "setup.py"]):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if len(line) > LINE_LIMIT:
+                said.append(f"{path.relative_to(root)}:{number}: {len(line)} columns")
+    density = tokens / max(lines, 1)
+    if density > TOKENS_A_LINE:
+        said.append(f"{density:.1f} tokens a line over madet/")
+    return f"{density:.1f} tokens a line", said
+
+
+def first_picture(notebook):
+    """The number of the first cell that shows a picture; None where no cell does."""
+    for number, cell in enumerate(notebook["cells"], 1):
+        kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
+        if kinds & {"image/png", "image/jpeg", "image/svg+xml"}:
+            return number
+    return None
+
+
+@check(
+    f"lessons: cells of at most {CELL_LIMIT} lines of {LINE_LIMIT} columns, the first picture among the first"
+    f" {PICTURE_BEFORE - 1} cells",
+    "split the cell; show the problem first",
+)
+def lessons(root):
+    said = []
+    paths = notebooks(root, "nbs")
+    for path in paths:
+        notebook, name = load(path), path.relative_to(root)
+        for cell in code_cells(notebook):
+            lines = "".join(cell["source"]).splitlines()
+            if len(lines) > CELL_LIMIT:
+                said.append(f"{name}: cell {cell['id']} has {len(lines)} lines")
+            if any(len(line) > LINE_LIMIT for line in lines):
+                said.append(f"{name}: cell {cell['id']} has a line over {LINE_LIMIT} columns")
+        first = first_picture(notebook)
+        if first is not None and first >= PICTURE_BEFORE:
+            said.append(f"{name}: the first picture stands in cell {first}")
+    return f"{len(paths)} notebooks", said
 
 
 @check(

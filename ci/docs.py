@@ -154,9 +154,9 @@ def module_of(path):
 
 def shown(path):
     """A notebook as nbdev's site would show it, as a dict; constants that are exported stay visible."""
+    from fastcore.nbio import nb2dict, read_nb
     from nbdev.process import NBProcessor
     from nbdev.processors import FilterDefaults, exec_show_docs
-    from fastcore.nbio import nb2dict, read_nb
 
     notebook = read_nb(path)
     for cell in notebook.cells:

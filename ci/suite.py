@@ -1,7 +1,7 @@
 """The tests behind `ci/test` and `ci/test-long`: notebooks, ci/tests, parity. `python ci/suite.py ROOT [--long] [STAGE|PATH ...]`
 
-Stages: notebooks, tests, parity; a path of a notebook or of a test file runs only that. Ends with `N passed, N failed`, the
-sum over notebooks, tests and parity cases; what could not run here (no shared folder, no GPU) is named and not counted.
+Stages: notebooks, tests, parity, and with --long settings; a path of a notebook or of a test file runs only that.
+Ends with `N passed, N failed`, the sum over notebooks, tests and parity cases; what could not run here (no shared folder, no GPU) is named and not counted.
 """
 
 import argparse
@@ -16,9 +16,15 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
-NOTEBOOK_SECONDS, LONG_NOTEBOOK_SECONDS = 180, 1200  # killed after that
+WORDS = ("notebooks", "tests", "parity", "settings")
+NOTEBOOK_SECONDS, LONG_NOTEBOOK_SECONDS, SETTING_NOTEBOOK_SECONDS = (
+    180,
+    1200,
+    300,
+)  # killed after that
 SLOW_SECONDS = 30  # a notebook's share; slower ones are named
 TESTS_SECONDS = 720
 LONG_TESTS_SECONDS = 4 * 3600
@@ -27,6 +33,22 @@ PARITY = (
     "anchors assign_atss assign_maxiou coder_delta_xywh loss_boxes loss_classes centerness nms model_atss_r50 "
     "model_retinanet_r50 eval_voc eval_coco deform_conv official_madet_*"
 ).split()
+
+# How one machine differs from the next: instruction set and threads change the order of sums, and where training ends.
+# A thread that waits sleeps: spinning ones are many times slower where other programs run.
+NARROW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+ONE = {"OMP_NUM_THREADS": "1"}
+TWO = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+SETTINGS = {
+    "best instruction set, one thread": ONE,
+    "best instruction set, two threads": TWO,
+    "AVX2, one thread": NARROW | ONE,
+    "AVX2, two threads": NARROW | TWO,
+    "no vector instructions, one thread": {"ATEN_CPU_CAPABILITY": "default"} | ONE,
+}
+NETWORKS = (
+    "model_atss_r50 model_retinanet_r50 model_faster_rcnn* model_rotated_* official_madet_*".split()
+)  # of the cases
 
 
 def say(text=""):
@@ -99,8 +121,8 @@ def flagged(path, flag):
     )
 
 
-def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, workers=2):
-    """One process a notebook, `workers` at a time; their printing is shown where they fail."""
+def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, workers=2, setting=()):
+    """One process a notebook, `workers` at a time, with `setting`'s variables; shows what a failing one printed."""
     tally, times = Counter(), {}
     with (
         tempfile.TemporaryDirectory(prefix="madet-test-") as home,
@@ -108,6 +130,7 @@ def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, wor
     ):
         env = dict(os.environ, IPYTHONDIR=home, XDG_CONFIG_HOME=home)
         env.setdefault("OMP_NUM_THREADS", "1")
+        env.update(setting)
 
         def one(path):
             start = time.monotonic()
@@ -146,7 +169,7 @@ def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, wor
     return tally
 
 
-def run_tests(root, children, paths=(), marks="not long", seconds=TESTS_SECONDS):
+def run_tests(root, children, paths=(), marks="not long", seconds=TESTS_SECONDS, setting=()):
     """pytest on ci/tests; counts come from its JUnit report."""
     with tempfile.TemporaryDirectory(prefix="madet-test-") as folder:
         report = Path(folder) / "report.xml"
@@ -165,7 +188,7 @@ def run_tests(root, children, paths=(), marks="not long", seconds=TESTS_SECONDS)
             f"--junitxml={report}",
             f"--basetemp={folder}/tmp",
         ]
-        code, _ = children.run(command, seconds, cwd=root)
+        code, _ = children.run(command, seconds, cwd=root, env=os.environ | dict(setting))
         if code is None:
             say(f"FAILED pytest was stopped after {seconds} s")
         if code == 5:  # nothing collected
@@ -188,7 +211,7 @@ def golden_folder(root):
     return next((place for place in places if any(place.glob("*.npz"))), None)
 
 
-def run_parity(root, children, only=PARITY, seconds=PARITY_SECONDS):
+def run_parity(root, children, only=PARITY, seconds=PARITY_SECONDS, setting=()):
     """`madet parity` on the fixtures, which prints a line a case on standard error; one count per case."""
     folder = golden_folder(root)
     if folder is None:
@@ -201,7 +224,9 @@ def run_parity(root, children, only=PARITY, seconds=PARITY_SECONDS):
         say("not run: this checkout has no `madet parity`")
         return Counter(skipped=1)
     command = [sys.executable, "-m", "madet", "parity", folder, "--only", *only, "--json"]
-    code, text = children.run(command, seconds, subprocess.PIPE, None, cwd=root)
+    code, text = children.run(
+        command, seconds, subprocess.PIPE, None, cwd=root, env=os.environ | dict(setting)
+    )
     try:
         cases = json.loads(text)["cases"]
     except (ValueError, KeyError, TypeError):
@@ -211,11 +236,22 @@ def run_parity(root, children, only=PARITY, seconds=PARITY_SECONDS):
     return Counter(passed=good, failed=max(len(cases) - good, int(code != 0)))
 
 
+def run_in_setting(root, children, setting):
+    """What hangs on the order of sums, with these variables: marked notebooks and tests, parity of networks."""
+    marked = [path for path in find_notebooks(root) if flagged(path, "trains")]
+    workers = 2 if setting["OMP_NUM_THREADS"] == "1" else 1
+    tally = run_notebooks(
+        root, marked, children, seconds=SETTING_NOTEBOOK_SECONDS, workers=workers, setting=setting
+    )
+    tally += run_tests(root, children, marks="trains and not long", setting=setting)
+    return tally + run_parity(root, children, NETWORKS, setting=setting)
+
+
 def stages(root, arguments, children):
     """Pairs of a headline and a function that runs it."""
     books = [Path(path).resolve() for path in arguments.what if path.endswith(".ipynb")]
     tests = [path for path in arguments.what if ".py" in path]
-    words = [word for word in arguments.what if word in ("notebooks", "tests", "parity")]
+    words = [word for word in arguments.what if word in WORDS]
     everything = not arguments.what
     if arguments.long:
         slow = books or [path for path in find_notebooks(root) if flagged(path, "slow")]
@@ -226,6 +262,8 @@ def stages(root, arguments, children):
             )
         if tests or everything or "tests" in words:
             yield "long tests", lambda: run_tests(root, children, tests, "long", LONG_TESTS_SECONDS)
+        for name, setting in SETTINGS.items() if everything or "settings" in words else ():
+            yield f"what trains: {name}", partial(run_in_setting, root, children, setting)
         return
     if tests or everything or "tests" in words:
         yield "tests (ci/tests)", lambda: run_tests(root, children, tests)
@@ -241,7 +279,9 @@ def main():
     )
     parser.add_argument("root", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
-        "what", nargs="*", help="notebooks, tests, parity, or paths of notebooks and test files"
+        "what",
+        nargs="*",
+        help="stages (settings: with --long), or paths of notebooks and test files",
     )
     parser.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -251,13 +291,14 @@ def main():
     unknown = [
         word
         for word in arguments.what
-        if word not in ("notebooks", "tests", "parity")
-        and not (word.endswith(".ipynb") or ".py" in word)
+        if word not in WORDS and not (word.endswith(".ipynb") or ".py" in word)
     ]
     if unknown:
         parser.error(
             f"{unknown[0]} is neither a stage (notebooks, tests, parity) nor a notebook nor a test file"
         )
+    if "settings" in arguments.what and not arguments.long:
+        parser.error("settings is a stage of ci/test-long")
     start = time.monotonic()
     for headline, stage in stages(root, arguments, children):
         begun = time.monotonic()

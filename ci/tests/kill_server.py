@@ -71,7 +71,8 @@ class Place:
 def mark_all(place):
     """What stands between the marked functions of `train` is waiting for the next batch."""
     from madet.methods import train as report
-    from madet.training import run_folder as folder, loop, run
+    from madet.training import loop, run
+    from madet.training import run_folder as folder
 
     place.mark(folder.RunFolder, "keep", "noting")
     place.mark(folder.RunFolder, "note_environment", "noting")
@@ -91,6 +92,7 @@ def mark_all(place):
 def child(arguments, printed, phases):
     """The life of one command, in a forked process."""
     from pathlib import Path
+
     from madet.cli import main
 
     os.setsid()

@@ -5,12 +5,11 @@ import json
 import math
 from contextlib import redirect_stderr, redirect_stdout
 
-import pytest
-import torch
-
 import bench
 import bench_parts
 import bench_profile
+import pytest
+import torch
 
 
 def answer_of(*words):

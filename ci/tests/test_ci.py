@@ -2,18 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import checks
-import floors
+import pytest
 import readme
 import save
 import suite
+
+ROOT = Path(checks.__file__).resolve().parents[1]
 
 
 def write(path, text):
@@ -22,12 +23,20 @@ def write(path, text):
     return path
 
 
+ROOMS = (
+    "boxes data data/formats nets losses metrics figures assigners heads detectors training methods tables parity"
+).split()
+
+
 @pytest.fixture
 def package(tmp_path):
-    """An empty package with every folder, in a tree of its own."""
-    for folder in floors.FLOORS:
-        write(tmp_path / "madet" / folder / "__init__.py", "")
+    """An empty package with every room, in a tree of its own that has the project's import rules."""
+    for room in ROOMS:
+        write(tmp_path / "madet" / room / "__init__.py", "")
     write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
+    for top in ("__main__", "cli", "options"):
+        write(tmp_path / f"madet/{top}.py", "")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
@@ -37,59 +46,116 @@ def package(tmp_path):
         "from madet.heads.atss import head",
         "from ..heads.atss import head",
         "from .. import heads",
-        "import madet.cli",
-        "def lazily():\n    from ..semi import teacher",
-        "import importlib; importlib.import_module('madet.training.loop')",
+        "import madet.tables.run",
+        "def lazily():\n    from ..methods import train",
         "from madet.__main__ import main",
         "from nbdev.export import nb_export",
         "def f():\n    import fastcore.basics",
-        "from ..boxes.upright import *",
     ],
 )
-def test_floors_finds_an_import_that_goes_up(package, line):
-    write(
-        package / "madet/assigners/planted.py",
-        f"# %% ../../nbs/assigners/07_planted.ipynb #1\n{line}\n",
-    )
-    found, _ = floors.violations(package)
-    assert (
-        len(found) == 1
-        and "madet/assigners/planted.py" in found[0]
-        and "nbs/assigners/07_planted.ipynb" in found[0]
-    )
+def test_an_import_that_goes_up_is_found(package, line):
+    write(package / "madet/heads/atss.py", "")
+    write(package / "madet/tables/run.py", "")
+    write(package / "madet/methods/train.py", "")
+    write(package / "madet/assigners/planted.py", line + "\n")
+    _, said = checks.floors_hold(package)
+    assert any("madet.assigners" in sentence for sentence in said), said
 
 
 @pytest.mark.parametrize(
-    "folder, line, holds",
+    "room, line, holds",
     [
         ("assigners", "from madet.boxes.geometry import Upright", True),
         ("assigners", "from .cost import cost", True),
         ("data", "from madet.nets.tiny import tiny", False),
         ("boxes", "import torch, math", True),
-        ("methods", "from ..semi.teacher import Teacher", True),
-        ("methods", "from madet import __version__", True),
-        ("boxes", "from madet.boxes.errors import BadInput", True),
+        ("tables", "from ..methods.train import Teacher", True),
+        ("tables", "from madet import __version__", True),
+        ("tables", "from ..parity import run", False),
         ("metrics", "from madet.figures.draw import page", False),
     ],
 )
-def test_floors_rule(package, folder, line, holds):
-    write(package / "madet" / folder / "planted.py", line + "\n")
-    assert (floors.violations(package)[0] == []) == holds
+def test_rule_of_floors(package, room, line, holds):
+    for (
+        name
+    ) in "boxes/geometry assigners/cost nets/tiny methods/train parity/run figures/draw".split():
+        write(package / f"madet/{name}.py", "")
+    write(package / "madet" / room / "planted.py", line + "\n")
+    _, said = checks.floors_hold(package)
+    assert (said == []) == holds, said
 
 
-def test_floors_asks_for_a_floor_of_a_new_folder(package):
+def test_a_circle_within_a_room_is_found(package):
+    write(package / "madet/heads/one.py", "from .other import b\n")
+    write(package / "madet/heads/other.py", "def b():\n    from .one import a\n")
+    _, said = checks.floors_hold(package)
+    assert said
+
+
+def test_a_new_room_needs_a_floor(package):
+    write(package / "madet/utils/__init__.py", "")
     write(package / "madet/utils/misc.py", "")
-    assert "utils" in floors.violations(package)[0][0]
+    _, said = checks.floors_hold(package)
+    assert any("utils" in sentence for sentence in said)
 
 
 def test_the_tree_itself_keeps_the_floors(root):
-    found, count = floors.violations(root)
-    assert found == [] and count > 10
+    counted, said = checks.floors_hold(root)
+    assert said == [] and "files" in counted
+
+
+@pytest.mark.parametrize(
+    "check, text, sentence",
+    [
+        ("density", "x = 1  # " + 120 * "y" + "\n", "columns"),
+        ("density", "x = [" + ", ".join("1" * 40) + "]\n", "tokens a line"),
+        ("signatures", "def f(a: int):\n    pass\n", "f: return"),
+        ("signatures", "class A:\n    def f(self, a) -> int:\n        pass\n", "f: a"),
+        ("opening_sentences", "x = 1\n", "no sentence"),
+        ("opening_sentences", '"""' + 111 * "y" + '"""\n', "111 characters"),
+    ],
+)
+def test_a_planted_module_is_found(package, check, text, sentence):
+    for top in ("__main__", "cli", "options"):
+        write(package / f"madet/{top}.py", '"""One sentence."""\n')
+    write(package / "setup.py", "")
+    assert getattr(checks, check)(package)[1] == []
+    write(package / "madet/boxes/planted.py", text)
+    said = getattr(checks, check)(package)[1]
+    assert any(sentence in one for one in said), said
+
+
+def notebook(*cells):
+    return json.dumps({"cells": list(cells), "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def code(source, picture=False):
+    output = {"output_type": "display_data", "data": {"image/png": ""}, "metadata": {}}
+    return {
+        "cell_type": "code",
+        "id": "planted",
+        "source": source,
+        "outputs": [output] * picture,
+    }
+
+
+@pytest.mark.parametrize(
+    "cells, sentence",
+    [
+        ([code("x = 1\n" * 61)], "61 lines"),
+        ([code("x" * 121)], "over 120 columns"),
+        ([code("x = 1")] * 7 + [code("plot()", True)], "stands in cell 8"),
+    ],
+)
+def test_a_planted_lesson_is_found(tmp_path, cells, sentence):
+    write(tmp_path / "nbs/a.ipynb", notebook(*cells))
+    _, said = checks.lessons(tmp_path)
+    assert any(sentence in one for one in said), said
 
 
 def lean(root):
     return subprocess.run(
-        [sys.executable, Path(floors.__file__).parent / "lean_import.py", root],
+        [sys.executable, ROOT / "ci/lean_import.py", root],
         capture_output=True,
         text=True,
     )
@@ -117,7 +183,7 @@ def test_the_import_hook_names_a_module_that_runs_when_imported(package):
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """The tree's sources, small: what export, clean and the page need."""
-    root, to = Path(floors.__file__).resolve().parents[1], tmp_path_factory.mktemp("tree")
+    root, to = ROOT, tmp_path_factory.mktemp("tree")
     for name in checks.files_of(root):
         if name.parts[0] in ("madet", "nbs", "papers") or len(name.parts) == 1:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -377,6 +443,32 @@ def test_notebooks_are_counted(tmp_path, root):
     assert suite.run_notebooks(tmp_path, [slow], children, seconds=5) == {"failed": 1}
 
 
+def test_a_setting_reaches_the_notebooks_that_train(tmp_path, root):
+    (tmp_path / "pyproject.toml").write_text((root / "pyproject.toml").read_text())
+    write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
+    asks = '#| trains\nimport os\nassert os.environ["OMP_NUM_THREADS"] + os.environ["ONEDNN_MAX_CPU_ISA"] == "2AVX2"'
+    marked = notebook(tmp_path / "nbs/marked.ipynb", [cell("code", asks, outputs=[])])
+    notebook(tmp_path / "nbs/other.ipynb", [cell("code", "assert True", outputs=[])])
+    assert [path for path in suite.find_notebooks(tmp_path) if suite.flagged(path, "trains")] == [
+        marked
+    ]
+    setting = suite.SETTINGS["AVX2, two threads"]
+    assert suite.run_notebooks(tmp_path, [marked], suite.Children(), setting=setting) == {
+        "passed": 1
+    }
+    assert suite.run_notebooks(
+        tmp_path, [marked], suite.Children(), setting=suite.NARROW | suite.ONE
+    ) == {"failed": 1}
+    assert len(suite.SETTINGS) == 5
+
+
+def test_settings_belong_to_the_long_tests(root):
+    refused = subprocess.run(
+        [sys.executable, root / "ci/suite.py", root, "settings"], capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "ci/test-long" in refused.stderr
+
+
 def fake_python(folder, name, version, venv=True):
     """A stand-in for an interpreter: answers the two questions that the set-up asks."""
     path = write(
@@ -484,3 +576,13 @@ def test_the_demo_ends_in_a_table_also_after_an_interruption(tmp_path, root):
         and "table-thimble.html" in said
     )
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
+def test_the_readme_of_the_package_has_links_that_work_outside_the_repository(root, tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    text = (tmp_path / "madet.egg-info/PKG-INFO").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 10
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert any(link.startswith("https://") and "/raw/main/nbs/images/" in link for link in links)

@@ -12,9 +12,9 @@ import torchvision
 from PIL import Image
 from test_commands import voc
 
-from madet.nets.resnet import resnet
 from madet.cli import main
 from madet.methods.names import detector_from
+from madet.nets.resnet import resnet
 from madet.parity.fixtures import drawn, open_fixture
 from madet.parity.models import inputs_of, recorded_detections, tensor
 from madet.training.checkpoint import about_weights

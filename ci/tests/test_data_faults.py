@@ -12,9 +12,9 @@ from PIL import Image
 
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
+from madet.cli import main
 from madet.data.open_folder import OpenedFolder, open_data, splits
 from madet.data.report import survey
-from madet.cli import main
 
 SIZE = (64, 48)
 

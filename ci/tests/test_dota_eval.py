@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from madet.boxes.geometry import Rotated, Upright
+from madet.cli import main
 from madet.data.embedded import embedded
-from madet.data.open_folder import open_data
 from madet.data.export import export_folder
+from madet.data.open_folder import open_data
 from madet.metrics.dota import (
     DEVKIT,
     MMROTATE,
-    as_quads,
     dota_pairs,
     dota_score,
     read_task1,
@@ -28,7 +28,6 @@ from madet.metrics.dota import (
 from madet.metrics.errors import ap_at, ap_gains, classify_all_errors
 from madet.metrics.slices import slice_scores
 from madet.metrics.voc import score_pairs
-from madet.cli import main
 
 Polygon = pytest.importorskip("shapely.geometry").Polygon
 SHARED = Path(os.environ.get("MADET_SHARED", Path(__file__).parents[2].parent / "shared"))

@@ -10,8 +10,8 @@ import torch
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
 from madet.data.embedded import COUNTS, LEVELS, embedded, fingerprint, make_scene
-from madet.data.open_folder import open_data, splits
 from madet.data.make_synthetic import make_synthetic
+from madet.data.open_folder import open_data, splits
 
 # SHA-256 of decoded pixels and labels. Changing one means that no earlier result at that level compares: say so in CHANGELOG.md.
 HASHES = {
@@ -30,6 +30,7 @@ HASHES = {
 
 
 @pytest.mark.parametrize("level, split, count", HASHES)
+@pytest.mark.trains
 def test_pixels_and_labels_are_those_of_always(level, split, count):
     assert fingerprint(level, split, count=count) == HASHES[level, split, count]
 

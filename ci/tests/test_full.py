@@ -17,17 +17,17 @@ import madet.tables.run as table_command
 import madet.training.run as training_run
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Upright
+from madet.cli import main
 from madet.data.augment import Resize, crop, warp_objects
 from madet.data.embedded import embedded
-from madet.data.sample import Record
 from madet.data.export import coco_dict
-from madet.cli import main
-from madet.tables.grid import missing, paper_folder, read_grid
+from madet.data.sample import Record
 from madet.methods.names import BACKBONES, METHODS, method_fields, recipe_of
+from madet.tables.grid import missing, paper_folder, read_grid
 from madet.tables.run import plan
 from madet.training.loop import make_plan, train
-from madet.training.recipe import scored_sides, train_sides
 from madet.training.optim import make_optimizer, set_rate
+from madet.training.recipe import scored_sides, train_sides
 
 EPOCH = 7330
 # (iteration, learning rate at 16 images a step), from the published schedule

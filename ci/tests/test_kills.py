@@ -23,12 +23,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from kill_server import Place
+from test_resume import assert_same
+
 from madet.data.batches import _uninterrupted
 from madet.data.make_synthetic import make_synthetic
 from madet.training.progress import read_log
-from test_resume import assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 50  # in each chain

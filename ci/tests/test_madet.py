@@ -237,6 +237,7 @@ def test_each_piece_in_each_dense_method(capsys, pictures, tmp_path, method, wor
 # ------------------------------------------------------------------------------------------------ stopped and resumed
 
 
+@pytest.mark.trains
 def test_a_stopped_run_ends_as_one_that_was_not(capsys, pictures, tmp_path, monkeypatch):
     words = ["train", "--data", pictures, *MADET, "--steps", "6", "--save-every", "100"]
     assert madet(capsys, *words, "--out", tmp_path / "straight")[0] == 0
@@ -311,6 +312,7 @@ if me == 0:
 """
 
 
+@pytest.mark.trains
 def test_two_processes_compute_the_mean_of_both_halves():
     """phi looks at the images of one process; positives and overlaps are averaged over processes before they divide."""
     with socket.socket() as s:

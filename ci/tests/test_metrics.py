@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from madet.metrics.coco import KEYS, score_dicts
 from madet.cli import main
+from madet.metrics.coco import KEYS, score_dicts
 from madet.parity.scores import INPUTS, eval_coco, eval_voc
 
 SHARED = Path(os.environ.get("MADET_SHARED", Path(__file__).parents[2].parent / "shared"))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from madet.parity.fixtures import Check, Fixture, open_fixture, run_fixture
-from madet.parity.run import HANDLERS
 from madet.parity.madet import HANDLERS as MADET
 from madet.parity.models import HANDLERS as MODELS
+from madet.parity.run import HANDLERS
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 WHOLE = [
@@ -122,7 +122,8 @@ def test_every_array_of_a_detector_is_noticed(detector_case):
 
 def test_a_moved_detection_is_noticed_by_the_lookup(detector_case):
     """Detections are found by looking them up, so the recorded file itself is changed and looked up again."""
-    from madet.parity import madet as parity_madet, models as parity_models
+    from madet.parity import madet as parity_madet
+    from madet.parity import models as parity_models
 
     fixture, _ = detector_case
     meta = fixture.meta

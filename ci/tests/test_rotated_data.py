@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
+from madet.cli import main
 from madet.data.augment import Compose, MultiScale, RandomFlip, RandomRotate, generator_for
-from madet.data.open_folder import OpenedFolder, open_data, splits
 from madet.data.class_lists import DIOR, DOTA, HRSC
+from madet.data.export import export_folder
+from madet.data.open_folder import open_data, splits
 from madet.data.report import survey
 from madet.data.sample import Dataset, Objects, Record, Sample
-from madet.data.export import export_folder
-from madet.cli import main
 from madet.training.recipe import Recipe
 from madet.training.run import augmentation, open_splits
 

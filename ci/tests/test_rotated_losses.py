@@ -237,6 +237,7 @@ def test_slopes_agree_with_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.trains
 def test_a_head_learns_its_boxes_by_every_loss(name):
     """The same head, only the loss's name differs: thirty steps on one picture's features bring the boxes nearer to their truths."""
     from madet.heads.atss import atss_head

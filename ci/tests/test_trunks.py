@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from madet.detectors.dense import atss_detector
+from madet.methods.names import BACKBONES, match_norm
 from madet.nets.deform import DeformConv
 from madet.nets.res2net import res2net
 from madet.nets.resnet import resnet
-from madet.methods.names import BACKBONES, match_norm
 
 LARGE = [
     name for name in BACKBONES if name.startswith(("resnext", "res2net")) or name == "resnet50-dcn"

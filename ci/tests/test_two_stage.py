@@ -77,6 +77,7 @@ def test_turning_map_and_boxes_together_changes_nothing(ratio):
     )
 
 
+@pytest.mark.trains
 def test_pieces_give_the_same_numbers_and_gradients(monkeypatch):
     x = torch.randn(2, 3, 20, 24, dtype=torch.float64, requires_grad=True)
     rois = torch.cat(
@@ -192,6 +193,7 @@ def test_the_seed_decides_who_is_drawn(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.trains
 def test_losses_of_a_batch_do_not_hang_on_the_order_of_truths(way):
     pictures, truths = scenes(way.get("boxes", Upright()))
     model = detector(way, order=torch.arange, sampled=4000)

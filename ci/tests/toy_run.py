@@ -16,7 +16,7 @@ from torch import nn
 
 from madet.boxes.errors import BadInput
 from madet.detectors.dense import atss_detector
-from madet.training.recipe import make_recipe, read_options, Recipe
+from madet.training.recipe import Recipe, make_recipe, read_options
 from madet.training.run import run
 
 

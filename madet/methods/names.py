@@ -338,7 +338,7 @@ LOSS_FIELDS = (
     "weight_negatives",
     "box_weights",
     "quality",
-    "detached",
+    "detach_weights",
     "padding_is_negative",
 )
 

@@ -31,9 +31,12 @@ from .fixtures import Check, Fixture
 
 # %% ../../nbs/parity/01_parts.ipynb #260b94af
 def tensor(array: np.ndarray) -> Tensor:
-    "A tensor of an array; half precision becomes float32."
+    "A tensor of an array, on torch's default device; half precision becomes float32."
     array = np.asarray(array)
-    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array.copy())
+    copied = torch.from_numpy(
+        array.astype(np.float32) if array.dtype == np.float16 else array.copy()
+    )
+    return copied.to(torch.get_default_device())
 
 
 def numbers(x: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ Docs: https://madet.github.io/madet/training/former_names.html.md"""
 # %% auto #0
 __all__ = ['FIELDS', 'VALUES', 'current_names', 'former_names']
 
-# %% ../../nbs/training/01_former_names.ipynb #78ed08dc
+# %% ../../nbs/training/01_former_names.ipynb #3d93ed70
 FIELDS = {
     "centre_radius": "center_radius",
     "anchors_per_place": "anchors_per_location",
@@ -36,7 +36,7 @@ VALUES = {
     )
 }  # recipe field -> {former value: value}
 
-# %% ../../nbs/training/01_former_names.ipynb #c2e56e4c
+# %% ../../nbs/training/01_former_names.ipynb #dfb009b1
 def current_names(flat: dict) -> dict:
     """The flat recipe with today's names and values in place of former ones; dashes become underscores."""
     done = {}
