@@ -35,16 +35,9 @@ def is_similarity(matrix: Tensor, tolerance: float = 1e-4) -> bool:
     gram = linear @ linear.T
     scale = gram.trace() / 2
     flat = matrix[2, :2].abs().max() < 1e-12
-<<<<<<< HEAD
-    error = (gram - scale * torch.eye(2, dtype=torch.double)).abs().max()
+    identity = torch.eye(2, dtype=torch.double, device=matrix.device)
+    error = (gram - scale * identity).abs().max()
     return bool(flat and error <= tolerance * scale)
-=======
-    return bool(
-        flat
-        and (gram - scale * torch.eye(2, dtype=torch.double, device=matrix.device)).abs().max()
-        <= tolerance * scale
-    )
->>>>>>> main
 
 
 def rotate(offsets: Tensor, angles: Tensor) -> Tensor:

@@ -18,22 +18,16 @@ import torch
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.rotated_iou import quad_iou_paired
-from .coco import IOUS, _array, identity
+from .coco import IOUS, as_array, identity
 from .voc import MODES, pair_up, score_pairs
 
 # %% ../../nbs/metrics/04_dota.ipynb #bc166ffc
 def as_quads(boxes):
-<<<<<<< HEAD
     """Corners `[N, 8]`, float64, of `xyxy [N, 4]`, `cxcywhr [N, 5]` (radians, clockwise on the image), or corners `[N, 8]` or `[N, 4, 2]`; BadInput for other shapes."""
-    boxes = torch.as_tensor(
-        boxes.detach().cpu() if hasattr(boxes, "detach") else np.array(boxes, np.float64)
-=======
-    "Corners `[N, 8]`, float64, of `xyxy [N, 4]`, `cxcywhr [N, 5]` (radians, clockwise on the image), or corners `[N, 8]` or `[N, 4, 2]`; BadInput for other shapes."
     boxes = (
         boxes.detach().cpu()
         if hasattr(boxes, "detach")
         else torch.from_numpy(np.array(boxes, np.float64))
->>>>>>> main
     ).double()
     if not boxes.numel():
         return np.zeros((0, 8))
@@ -90,20 +84,10 @@ def dota_pairs(truths, results, classes, count_difficult=False, real_first=False
 
 
 def _ignored(truth, count_difficult):
-<<<<<<< HEAD
     """bool `[G]`"""
-    ignore = truth.get("ignore")
-    if ignore is None:
-        ignore = np.zeros(len(truth["labels"]), bool)
-    return np.asarray(ignore, bool) & (
-        np.asarray(truth["labels"]) == -1 if count_difficult else True
-    )
-=======
-    "bool `[G]`"
-    labels, ignore = _array(truth["labels"], np.int64), truth.get("ignore")
-    ignore = np.zeros(len(labels), bool) if ignore is None else _array(ignore, bool)
+    labels, ignore = as_array(truth["labels"], np.int64), truth.get("ignore")
+    ignore = np.zeros(len(labels), bool) if ignore is None else as_array(ignore, bool)
     return ignore & (labels == -1 if count_difficult else True)
->>>>>>> main
 
 
 def dota_score(

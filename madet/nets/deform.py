@@ -79,19 +79,9 @@ def _columns(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 
 # %% ../../nbs/nets/04_deform.ipynb #adc66b33
 def _product(a: Tensor, b: Tensor) -> Tensor:
-<<<<<<< HEAD
     """`a [G, p, k]` times `b [G, o, k]` transposed: `[G, p, o]`."""
-    if (
-        len(a) > 1
-        or a.dtype != torch.float32
-        or torch.compiler.is_compiling()
-        or not torch.backends.mkldnn.is_available()
-    ):
-=======
-    "`a [G, p, k]` times `b [G, o, k]` transposed: `[G, p, o]`."
     ordinary = len(a) > 1 or not a.is_cpu or a.dtype != torch.float32
     if ordinary or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
->>>>>>> main
         return a @ b.transpose(1, 2)
     return F.linear(a[0].contiguous().to_mkldnn(), b[0].contiguous()).to_dense()[None]
 
@@ -189,7 +179,7 @@ def _kernel(x, offset, weight, bias, stride, padding, dilation, mask, groups, de
 
 
 def _device_types_with_kernel() -> frozenset[str]:
-    "Device types, the CPU aside, for which the installed torchvision brings a kernel; a build without CUDA names none."
+    """Device types, the CPU aside, for which the installed torchvision brings a kernel; a build without CUDA names none."""
     found = set()
     for kind in "cuda", "xpu", "mps", "meta":
         key = torch._C._dispatch_key_for_device(kind)
@@ -204,13 +194,8 @@ _KERNEL_ON = (
 
 
 def _way(device: torch.device):
-<<<<<<< HEAD
-    """Who computes on this device: torchvision's kernel on CUDA, where it is made for the machine; the gather elsewhere."""
-    return _kernel if device.type == "cuda" else _gathered
-=======
-    "Who computes on this device: torchvision's kernel where there is one; else, and on the CPU, where it is slow, the gather."
+    """Who computes on this device: torchvision's kernel where there is one; else, and on the CPU, where it is slow, the gather."""
     return _kernel if device.type in _KERNEL_ON else _gathered
->>>>>>> main
 
 # %% ../../nbs/nets/04_deform.ipynb #7a92357d
 def deform_conv(
