@@ -10,7 +10,6 @@ __all__ = ['KINDS', 'RIGHT', 'CLASS', 'LOOSE', 'DUPLICATE', 'BACKGROUND', 'MISSE
 
 # %% ../../nbs/metrics/02_errors.ipynb #37d76e4a
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
