@@ -67,7 +67,9 @@ LISTS = {
 def in_published_order(
     names: tuple[str, ...], kind: str
 ) -> tuple[tuple[str, ...], str, dict[str, str]]:
-    "Names of a folder with labels of format `kind` in published order, a sentence about it ('' = no list fits), and what to say of names on no list."
+    """Names of a folder with labels of format `kind` in published order, a sentence about it ('' =
+    no list fits), and what to say of names on no list.
+    """
     lists = LISTS.get(kind, {})
     if not lists:
         return names, "", {}
@@ -82,10 +84,10 @@ def in_published_order(
     said = f"The classes are {title}'s, in its order" + (
         "." if len(found) == len(known) else f" ({len(found)} of {len(known)} occur)."
     )
-    return found + strange, said, {name: _stranger(name, known, title) for name in strange}
+    return found + strange, said, {name: _unlisted_sentence(name, known, title) for name in strange}
 
 
-def _stranger(name: str, known: tuple[str, ...], title: str) -> str:
+def _unlisted_sentence(name: str, known: tuple[str, ...], title: str) -> str:
     near = difflib.get_close_matches(name, known, 1)
     return (
         f"the class {name} is none of {title}'s {len(known)}"
@@ -95,5 +97,8 @@ def _stranger(name: str, known: tuple[str, ...], title: str) -> str:
 
 
 def spelled(name: str, known: tuple[str, ...]) -> str:
-    "A name as the list spells it, capital letters aside; a name that is not on the list as it is."
+    """A name as the list spells it, capital letters aside.
+
+    A name that is not on the list as it is.
+    """
     return next((other for other in known if other.lower() == name.lower()), name)

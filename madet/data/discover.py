@@ -24,13 +24,13 @@ SPLITS = ("train", "trainval", "val", "valid", "test", "unlabelled")  # no other
 
 
 def canonical(split: str) -> str:
-    "valid is val; every other split is called what it is."
+    """valid is val; every other split is called what it is."""
     return "val" if split == "valid" else split
 
 
 @dataclass
 class Source:
-    "One set of labels in a folder: `name` chooses it."
+    """One set of labels in a folder: `name` chooses it."""
 
     name: str
     format: str  # coco | voc | dota | rolabel | dior | hrsc | hrsc-types
@@ -41,20 +41,21 @@ class Source:
 
 @dataclass
 class Layout:
-    "Everything that one look at a folder shows."
+    """Everything that one look at a folder shows."""
 
     root: Path
     images: list[Path] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
-    lists: dict[str, list[tuple[str, str]]] = field(
-        default_factory=dict
-    )  # split: (name, file:line)
+    # split: (name, file:line)
+    lists: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)  # label formats that are seen and not read
     alone: bool = False  # one JSON was given, not a folder
 
 # %% ../../nbs/data/09_discover.ipynb #291c59dc
 def split_of(path: Path, root: Path) -> str | None:
-    "The split that a sub-folder name gives to a file (`train`, `train2017`, `JPEGImages-train`), the innermost one counting."
+    """The split that a sub-folder name gives to a file (`train`, `train2017`, `JPEGImages-train`),
+    the innermost one counting.
+    """
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[:-1]
     words = (
         re.sub(r"^jpegimages-|(?<=[a-z])20\d\d$", "", part.lower()) for part in reversed(parts)
@@ -63,13 +64,15 @@ def split_of(path: Path, root: Path) -> str | None:
 
 
 def split_of_json(path: Path, root: Path) -> str | None:
-    "The split in a JSON's own name (`instances_train2017`), else that of its folder."
+    """The split in a JSON's own name (`instances_train2017`), else that of its folder."""
     words = re.split(r"[^a-z]+", path.stem.lower())
     return next((word for word in words if word in SPLITS), None) or split_of(path, root)
 
 
 def group_of_json(path: Path, root: Path) -> str:
-    "What a JSON is called once its split and its year are taken away: files of one group are one set of labels."
+    """What a JSON is called once its split and its year are taken away: files of one group are one
+    set of labels.
+    """
     words = [
         word
         for word in re.split(r"[^A-Za-z0-9]+", path.stem)
@@ -83,12 +86,12 @@ def group_of_json(path: Path, root: Path) -> str:
 
 
 def _plain_folder(path: Path, root: Path) -> str:
-    "The folder of a file below root, split names taken away."
+    """The folder of a file below root, split names taken away."""
     parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else path.parts[-2:-1]
     return "/".join(part for part in parts if part.lower() not in SPLITS)
 
 # %% ../../nbs/data/09_discover.ipynb #178daa6b
-_BESIDE = (
+_SIBLING_FOLDERS = (
     "JPEGImages",
     "images",
     "Images",
@@ -103,26 +106,29 @@ _BESIDE = (
     "JPEGImages-trainval",
     "JPEGImages-test",
 )
-_MASKS = re.compile(
+_MASK_FOLDERS = re.compile(
     "segmentation|stuffthingmaps|panoptic|landmask|masks?$", re.I
 )  # folders of painted masks
 
 
 def discover(path: Path) -> Layout:
-    "Pictures, labels and lists below `path` (a folder or one COCO JSON); `BadInput` where nothing can be made of it."
+    """Pictures, labels and lists below `path` (a folder or one COCO JSON).
+
+    `BadInput` where nothing can be made of it.
+    """
     path = Path(path)
     if not path.exists():
         raise BadInput(
             f"{path} does not exist; give the folder (or COCO JSON) that holds the data set."
         )
     if path.is_file():
-        return _look_at_file(path)
-    path = _entered(path)
+        return _discover_file(path)
+    path = _enter_voc_folder(path)
     files = _walk(path)
-    layout = Layout(path, _pictures(files, path))
-    beside = not layout.images
-    if beside:
-        layout.images = _beside(path.parent) or _beside(path.parent.parent)
+    layout = Layout(path, _image_files(files, path))
+    images_beside = not layout.images
+    if images_beside:
+        layout.images = _sibling_images(path.parent) or _sibling_images(path.parent.parent)
     labels = [
         file
         for file in files
@@ -132,39 +138,49 @@ def discover(path: Path) -> Layout:
     ]
     layout.sources, layout.foreign = _sources(labels, layout.images, path)
     layout.lists = _lists(path) or (
-        _lists(path.parent) if layout.images and (beside or path.name == "FullDataSet") else {}
+        _lists(path.parent)
+        if layout.images and (images_beside or path.name == "FullDataSet")
+        else {}
     )
-    layout.lists = layout.lists or (_lists(path.parent.parent) if layout.images and beside else {})
+    layout.lists = layout.lists or (
+        _lists(path.parent.parent) if layout.images and images_beside else {}
+    )
     if not layout.images and not layout.sources:
         raise BadInput(
-            f"{path} holds neither pictures ({' '.join(IMAGE_SUFFIXES[:5])} ...) nor labels (COCO .json, VOC, roLabelImg, DIOR-R or HRSC2016 .xml, DOTA .txt); is it the right folder?"
+            f"{path} holds neither pictures ({' '.join(IMAGE_SUFFIXES[:5])} ...) nor labels "
+            "(COCO .json, VOC, roLabelImg, DIOR-R or HRSC2016 .xml, DOTA .txt); is it the "
+            "right folder?"
         )
     return layout
 
 
-def _look_at_file(path: Path) -> Layout:
+def _discover_file(path: Path) -> Layout:
     if path.suffix.lower() != ".json":
         raise BadInput(
-            f"{path} is a single file and no COCO JSON; give the folder that holds pictures and labels."
+            f"{path} is a single file and no COCO JSON; give the folder that holds pictures "
+            "and labels."
         )
     root = path.parent
-    images = _pictures(_walk(root), root) or _beside(root.parent)
-    source = Source(group_of_json(path, root), "coco", [path], _five_numbers(_ends_of(path)))
+    images = _image_files(_walk(root), root) or _sibling_images(root.parent)
+    source = Source(
+        group_of_json(path, root), "coco", [path], _has_five_numbers(_head_and_tail(path))
+    )
     return Layout(root, images, [source], _lists(root), alone=True)
 
 
-def _entered(path: Path) -> Path:
+def _enter_voc_folder(path: Path) -> Path:
     inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith((".", "__"))]
     return (
-        _entered(inside[0])
+        _enter_voc_folder(inside[0])
         if len(inside) == 1 and inside[0].is_dir() and inside[0].name.startswith("VOC")
         else path
     )
 
 
 def _walk(path: Path) -> list[Path]:
-    "All files below, sorted, hidden folders left out; a link that leads back is not followed."
-    files, been = [], set()
+    """All files below, sorted, hidden folders left out; a link that leads back is not followed."""
+    files = []
+    been = set()
     for folder, inner, names in os.walk(path, followlinks=True):
         if (real := os.path.realpath(folder)) in been:
             inner[:] = []
@@ -175,27 +191,27 @@ def _walk(path: Path) -> list[Path]:
     return files
 
 
-def _pictures(files: list[Path], root: Path) -> list[Path]:
-    "Files that are pictures; painted masks, which have their pictures' names, are none."
+def _image_files(files: list[Path], root: Path) -> list[Path]:
+    """Files that are pictures; painted masks, which have their pictures' names, are none."""
     return [
         file
         for file in files
         if file.suffix.lower() in IMAGE_SUFFIXES
-        and not any(_MASKS.match(part) for part in file.relative_to(root).parts[:-1])
+        and not any(_MASK_FOLDERS.match(part) for part in file.relative_to(root).parts[:-1])
     ]
 
 
-def _beside(parent: Path) -> list[Path]:
+def _sibling_images(parent: Path) -> list[Path]:
     return [
         file
-        for name in _BESIDE
+        for name in _SIBLING_FOLDERS
         if (parent / name).is_dir()
-        for file in _pictures(_walk(parent / name), parent)
+        for file in _image_files(_walk(parent / name), parent)
     ]
 
 
 def _lists(root: Path) -> dict[str, list[tuple[str, str]]]:
-    "Image names of each split list, with the line that each stands on."
+    """Image names of each split list, with the line that each stands on."""
     lists = {}
     for folder in (root / "ImageSets", root / "ImageSets" / "Main"):
         for file in sorted(folder.glob("*.txt")):
@@ -213,14 +229,14 @@ _BOX = re.compile(r'"bbox"\s*:\s*\[([^\]]*)\]')
 
 
 def _sources(labels: list[Path], images: list[Path], root: Path) -> tuple[list[Source], list[str]]:
-    "Label sets found, and names of formats that are seen but not read."
+    """Label sets found, and names of formats that are seen but not read."""
     stems = {image.stem for image in images}
     groups = defaultdict(list)
     foreign = set()
     strange = []
-    for folder, files in _by(labels, ".xml", lambda file: file.parent):
+    for folder, files in _grouped(labels, ".xml", lambda file: file.parent):
         groups[_xml_format(files), _plain_folder(files[0], root)] += files
-    for folder, files in _by(labels, ".txt", lambda file: file.parent):
+    for folder, files in _grouped(labels, ".txt", lambda file: file.parent):
         named = folder.name.lower().startswith("labeltxt")
         files = [file for file in files if named or file.stem in stems]
         kind = _text_format(files) or ("dota" if named else None)
@@ -228,8 +244,8 @@ def _sources(labels: list[Path], images: list[Path], root: Path) -> tuple[list[S
             groups["dota", _plain_folder(files[0], root)] += files
         elif kind:
             foreign.add(kind)
-    for group, files in _by(labels, ".json", lambda file: group_of_json(file, root)):
-        sound = [file for file in files if _LIST.search(_ends_of(file))]
+    for group, files in _grouped(labels, ".json", lambda file: group_of_json(file, root)):
+        sound = [file for file in files if _LIST.search(_head_and_tail(file))]
         groups["coco", group] += sound
         strange += [file for file in files if file not in sound]
     groups = {key: files for key, files in groups.items() if files}
@@ -250,16 +266,16 @@ def _sources(labels: list[Path], images: list[Path], root: Path) -> tuple[list[S
 def _source(kind: str, name: str, files: list[Path], groups: list) -> Source:
     short = name.rsplit("/")[-1]
     unique = sum(other.rsplit("/")[-1] == short for _, other in groups) == 1
-    ends = _ends_of(files[0]) if kind == "coco" else ""
-    rotated = kind in ("dota", "rolabel", "dior", "hrsc", "hrsc-types") or _five_numbers(ends)
+    ends = _head_and_tail(files[0]) if kind == "coco" else ""
+    rotated = kind in ("dota", "rolabel", "dior", "hrsc", "hrsc-types") or _has_five_numbers(ends)
     rough = kind == "coco" and (
         '"filename"' in ends and '"file_name"' not in ends or not _LIST.search(ends)
     )
     return Source((short if unique else name) or kind, kind, files, rotated, rough)
 
 
-def _by(files: list[Path], suffix: str, key) -> list[tuple]:
-    "Files of a suffix, grouped, in the order in which they were met."
+def _grouped(files: list[Path], suffix: str, key) -> list[tuple]:
+    """Files of a suffix, grouped, in the order in which they were met."""
     groups = defaultdict(list)
     for file in files:
         if file.suffix.lower() == suffix:
@@ -267,75 +283,80 @@ def _by(files: list[Path], suffix: str, key) -> list[tuple]:
     return list(groups.items())
 
 
-def _ends_of(file: Path, size: int = 1 << 16) -> str:
-    "The first and last 64 kB of a file."
+def _head_and_tail(file: Path, size: int = 1 << 16) -> str:
+    """The first and last 64 kB of a file."""
     with open(file, "rb") as stream:
         start = stream.read(size)
         stream.seek(max(size, os.path.getsize(file) - size))
         return (start + stream.read()).decode("utf-8", "replace")
 
 
-def _five_numbers(text: str) -> bool:
+def _has_five_numbers(text: str) -> bool:
     box = _BOX.search(text)
     return box is not None and box[1].count(",") == 4
 
 
 def _xml_format(files: list[Path]) -> str:
-    "hrsc, dior, rolabel or voc, by a tag that only one of them has."
+    """hrsc, dior, rolabel or voc, by a tag that only one of them has."""
     tags = {"<HRSC_Image": "hrsc", "<x_left_top": "dior", "<robndbox": "rolabel"}
-    starts = [_ends_of(file) for file in files[:50]]
+    starts = [_head_and_tail(file) for file in files[:50]]
     return next(
         (kind for tag, kind in tags.items() if any(tag in start for start in starts)), "voc"
     )
 
 
 def _text_format(files: list[Path]) -> str | None:
-    "dota, yolo or None, by the first lines; a set of empty files may be DOTA's."
+    """dota, yolo or None, by the first lines; a set of empty files may be DOTA's."""
     lines = [
         line.replace(",", " ").split()
         for file in files[:50]
-        for line in _ends_of(file).splitlines()[:4]
+        for line in _head_and_tail(file).splitlines()[:4]
         if line.strip() and ":" not in line
     ]
     if not lines:
         return "dota" if files else None
     if any(
         len(fields) >= 9
-        and all(map(_number, fields[:8]))
-        and not (len(fields) == 9 and _number(fields[8]))
+        and all(map(_is_number, fields[:8]))
+        and not (len(fields) == 9 and _is_number(fields[8]))
         for fields in lines
     ):
         return "dota"
     return (
         "yolo"
-        if any(len(fields) in (5, 9) and all(map(_number, fields)) for fields in lines)
+        if any(len(fields) in (5, 9) and all(map(_is_number, fields)) for fields in lines)
         else None
     )
 
 
-def _number(field: str) -> bool:
+def _is_number(field: str) -> bool:
     try:
         return float(field) is not None
     except ValueError:
         return False
 
 # %% ../../nbs/data/09_discover.ipynb #fadcb031
-_TURNED = ("rolabel", "dior", "hrsc", "hrsc-types", "dota")
+_ROTATED_FORMATS = ("rolabel", "dior", "hrsc", "hrsc-types", "dota")
 
 
 def choose_source(
     layout: Layout, labels: str | None = None, geometry: Upright | Rotated | None = None
 ) -> Source:
-    "The set of labels to read, by name (or format) or by what suits the geometry."
+    """The set of labels to read, by name (or format) or by what suits the geometry."""
     sources = layout.sources
     if not sources:
         hint = (
-            f"; it has labels in {' and '.join(layout.foreign)} format, which madet does not read, convert them"
+            (
+                f"; it has labels in {' and '.join(layout.foreign)} format, which madet does not "
+                "read, convert them"
+            )
             if layout.foreign
             else ""
         )
         raise BadInput(
-            f"{layout.root} holds {len(layout.images)} pictures but no labels (COCO .json, VOC, roLabelImg, DIOR-R or HRSC2016 .xml, DOTA .txt){hint or '; add them, or use the folder as --unlabelled'}."
+            f"{layout.root} holds {len(layout.images)} pictures but no labels (COCO .json, "
+            "VOC, roLabelImg, DIOR-R or HRSC2016 .xml, DOTA "
+            f".txt){hint or '; add them, or use the folder as --unlabelled'}."
         )
     if labels is not None:
         named = [source for source in sources if source.name.lower() == labels.lower()]
@@ -345,7 +366,8 @@ def choose_source(
         named = named or [source for source in sources if source.format == labels.lower()]
         if len(named) != 1:
             raise BadInput(
-                f"{layout.root} has no labels called {labels!r}; choose one of {list_sources(sources)}."
+                f"{layout.root} has no labels called {labels!r}; choose one of "
+                f"{list_sources(sources)}."
             )
         return named[0]
     if isinstance(geometry, Rotated):
@@ -354,7 +376,7 @@ def choose_source(
             key=lambda s: (
                 not s.rotated,
                 s.rough,
-                (*_TURNED, "coco", "voc").index(s.format),
+                (*_ROTATED_FORMATS, "coco", "voc").index(s.format),
                 s.name,
             ),
         )
@@ -363,7 +385,7 @@ def choose_source(
         key=lambda s: (
             s.rotated,
             s.rough,
-            ("coco", "voc", *_TURNED).index(s.format),
+            ("coco", "voc", *_ROTATED_FORMATS).index(s.format),
             s.name != "instances",
             s.name,
         ),
@@ -371,7 +393,7 @@ def choose_source(
 
 
 def list_sources(sources: list[Source]) -> str:
-    "Names and formats of label sets, for a sentence."
+    """Names and formats of label sets, for a sentence."""
     return ", ".join(
         f"{source.name} ({source.format}{', rotated' if source.rotated else ''})"
         for source in sources

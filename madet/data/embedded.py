@@ -1,4 +1,4 @@
-"""Seeded scenes at three levels with boxes, turned boxes and outlines, the same pixels on every machine, drawn while you wait
+"""Seeded scenes at three levels with boxes, rotated boxes and outlines, the same pixels on every machine, drawn while you wait
 
 Docs: https://madet.github.io/madet/data/embedded.html.md"""
 
@@ -42,7 +42,7 @@ IGNORED_BELOW = 40  # an object of which less than this percentage is in sight i
 
 @dataclass(frozen=True)
 class Level:
-    "How hard the scenes are; pairs are the least and the most."
+    """How hard the scenes are; pairs are the least and the most."""
 
     objects: tuple[int, int]
     lookalikes: tuple[int, int]
@@ -67,7 +67,7 @@ LEVELS = {
 
 # %% ../../nbs/data/12_embedded.ipynb #57a809f3
 class HashRandom:
-    "Integers by chance, from nothing but the words it is made of."
+    """Integers by chance, from nothing but the words it is made of."""
 
     def __init__(self, *words: int):
         self.words = words
@@ -75,14 +75,14 @@ class HashRandom:
         self.rolls = []
 
     def __call__(self, low: int, high: int) -> int:
-        "An integer from `low` to `high`, both included."
+        """An integer from `low` to `high`, both included."""
         if not self.rolls:
             self.rolls = mix(*self.words, np.arange(self.hashed, self.hashed + 256)).tolist()[::-1]
             self.hashed += 256
         return low + (self.rolls.pop() >> 16) % (high - low + 1)
 
     def bytes(self, count: int) -> np.ndarray:
-        "`count` integers from 0 to 255 at once, int64."
+        """`count` integers from 0 to 255 at once, int64."""
         word = self(0, 1 << 40)
         return (
             mix(*self.words, word, np.arange(-(-count // 8)))
@@ -96,27 +96,28 @@ _PLACES = np.arange(SIDE, dtype=np.int64)
 
 
 def _smooth(knots: np.ndarray, cell: int) -> np.ndarray:
-    "Random knots `[K, K]`, `cell` pixels apart, joined to `[96, 96]`."
-    at, rest = _PLACES // cell, _PLACES % cell
+    """Random knots `[K, K]`, `cell` pixels apart, joined to `[96, 96]`."""
+    at = _PLACES // cell
+    rest = _PLACES % cell
     rows = knots[at] * (cell - rest)[:, None] + knots[at + 1] * rest[:, None]
     return (rows[:, at] * (cell - rest) + rows[:, at + 1] * rest) // (cell * cell)
 
 
 def _waves(dice: HashRandom, bend: np.ndarray) -> np.ndarray:
-    "Bent stripes from -128 to 128, 8 to 24 pixels from crest to crest."
+    """Bent stripes from -128 to 128, 8 to 24 pixels from crest to crest."""
     (cos, sin), half = turn(dice(0, DIRECTIONS - 1)), PIXEL * dice(4, 12)
     phase = (_PLACES * cos + _PLACES[:, None] * sin >> 8) + bend * dice(0, 12)
     return np.abs(phase % (2 * half) - half) * 256 // half - 128
 
 
 def _tint(dice: HashRandom, most: int) -> np.ndarray:
-    "A colour without brightness: three numbers around zero."
+    """A colour without brightness: three numbers around zero."""
     tint = np.array([dice(-most, most) for _ in range(3)], dtype=np.int64)
     return tint - tint.sum() // 3
 
 
 def ground(dice: HashRandom, strength: int) -> tuple[np.ndarray, int]:
-    "Texture of `strength` percent, int64 `[96, 96, 3]`, and its mean grey."
+    """Texture of `strength` percent, int64 `[96, 96, 3]`, and its mean grey."""
     gray = dice(75, 180)
     drift = _smooth(dice.bytes(25).reshape(5, 5) - 128, 24)
     grain = _smooth(dice.bytes(169).reshape(13, 13) - 128, 8)
@@ -131,7 +132,7 @@ def ground(dice: HashRandom, strength: int) -> tuple[np.ndarray, int]:
 # %% ../../nbs/data/12_embedded.ipynb #4c7b2e6a
 @dataclass(frozen=True)
 class DrawnShape:
-    "A shape in a turned box; lengths in 64ths of a pixel."
+    """A shape in a rotated box; lengths in 64ths of a pixel."""
 
     shape: str
     cx: int
@@ -141,7 +142,7 @@ class DrawnShape:
     direction: int  # of 256, clockwise from the right
 
     def reach(self) -> tuple[int, int]:
-        "How far the box extends from its centre, across and down."
+        """How far the box extends from its center, across and down."""
         cos, sin = map(abs, turn(self.direction))
         return (self.a * cos + self.b * sin >> 14) + 1, (self.a * sin + self.b * cos >> 14) + 1
 
@@ -150,7 +151,7 @@ _rungs = lru_cache(ladder)
 
 
 def _throw(dice: HashRandom, shape: str, long: int, level: Level) -> DrawnShape | None:
-    "A thing of that long side somewhere in the image; None where its box does not fit."
+    """A thing of that long side somewhere in the image; None where its box does not fit."""
     ratios = _rungs(PIXEL, level.ratio * PIXEL)
     short = max(min(long, level.thinnest), -(-long * PIXEL // ratios[dice(0, len(ratios) - 1)]))
     a = long // 2
@@ -169,17 +170,22 @@ def _throw(dice: HashRandom, shape: str, long: int, level: Level) -> DrawnShape 
 
 # %% ../../nbs/data/12_embedded.ipynb #6a2ccb8a
 def _stamp(thing: DrawnShape) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray, list[int]]:
-    "Where to draw (rows, columns), quarters covered `[h, w]` 0 to 4, shade `[2, h, w]` from -128 to 128, upright box in half pixels."
+    """Where to draw (rows, columns), quarters covered `[h, w]` 0 to 4, shade `[2, h, w]` from -128
+    to 128, upright box in half pixels.
+    """
     across, down = thing.reach()
-    left, top = (thing.cx - across) // PIXEL, (thing.cy - down) // PIXEL
+    left = (thing.cx - across) // PIXEL
+    top = (thing.cy - down) // PIXEL
     right = min(SIDE, (thing.cx + across) // PIXEL + 1)
     bottom = min(SIDE, (thing.cy + down) // PIXEL + 1)
     x = np.arange(2 * left, 2 * right, dtype=np.int64) * 32 + 16 - thing.cx
     y = (np.arange(2 * top, 2 * bottom, dtype=np.int64) * 32 + 16 - thing.cy)[:, None]
     cos, sin = turn(thing.direction)
-    u, v = x * cos + y * sin >> 14, y * cos - x * sin >> 14
+    u = x * cos + y * sin >> 14
+    v = y * cos - x * sin >> 14
     fine = inside(thing.shape, u, v, thing.a, thing.b)
-    rows, columns = np.flatnonzero(fine.any(1)), np.flatnonzero(fine.any(0))
+    rows = np.flatnonzero(fine.any(1))
+    columns = np.flatnonzero(fine.any(0))
     box = [
         2 * left + columns[0],
         2 * top + rows[0],
@@ -193,7 +199,7 @@ def _stamp(thing: DrawnShape) -> tuple[tuple[slice, slice], np.ndarray, np.ndarr
 
 # %% ../../nbs/data/12_embedded.ipynb #b2bcc86b
 def _palette(dice: HashRandom, gray: int, contrast: tuple[int, int]) -> list[np.ndarray]:
-    "Five colours that stand off from a ground of that grey."
+    """Five colours that stand off from a ground of that grey."""
     colors = []
     for _ in range(5):
         step = dice(*contrast)
@@ -203,7 +209,7 @@ def _palette(dice: HashRandom, gray: int, contrast: tuple[int, int]) -> list[np.
 
 
 def _wanted(dice: HashRandom, level: Level) -> list[tuple[int, str]]:
-    "Long sides and shapes of a scene, the largest first."
+    """Long sides and shapes of a scene, the largest first."""
     sizes = _rungs(*level.sides)
     shapes = [CLASSES[dice(0, len(CLASSES) - 1)] for _ in range(dice(*level.objects))]
     shapes += [LOOKALIKES[dice(0, len(LOOKALIKES) - 1)] for _ in range(dice(*level.lookalikes))]
@@ -217,7 +223,7 @@ def _wanted(dice: HashRandom, level: Level) -> list[tuple[int, str]]:
 
 
 class _Canvas:
-    "A scene in the making: pixels, whose they are, and how much of each thing is in sight."
+    """A scene in the making: pixels, whose they are, and how much of each thing is in sight."""
 
     def __init__(self, dice: HashRandom, level: Level):
         self.dice = dice
@@ -225,16 +231,14 @@ class _Canvas:
         self.pixels, gray = ground(dice, level.texture)
         self.colors = _palette(dice, gray, level.contrast)
         self.owner = np.zeros((SIDE, SIDE), dtype=np.int64)  # 0 is the ground
-        self.whole, self.left, self.worn = (
-            [0],
-            [0],
-            [-1],
-        )  # of each owner: pixels, those in sight, colour
+        self.whole = [0]
+        self.left = [0]
+        self.worn = [-1]  # of each owner: pixels, those in sight, colour
         self.drawn = []
         self.boxes = []
 
     def try_to_add(self, thing: DrawnShape) -> bool:
-        "Draws the thing unless it would hide too much of an older one."
+        """Draws the thing unless it would hide too much of an older one."""
         window, quarters, shade, box = _stamp(thing)
         mask = quarters >= 2
         hidden = np.bincount(self.owner[window][mask], minlength=len(self.whole)).tolist()
@@ -248,12 +252,11 @@ class _Canvas:
         color = self._color({self.worn[i] for i, lost in enumerate(hidden) if lost})
         self._paint(self.pixels[window], self.colors[color], quarters.astype(np.int64), shade)
         self.owner[window][mask] = len(self.whole)
-        self.whole, self.left, self.worn = (
-            self.whole + [int(mask.sum())],
-            self.left + [int(mask.sum())],
-            self.worn + [color],
-        )
-        self.drawn, self.boxes = self.drawn + [thing], self.boxes + [box]
+        self.whole = self.whole + [int(mask.sum())]
+        self.left = self.left + [int(mask.sum())]
+        self.worn = self.worn + [color]
+        self.drawn = self.drawn + [thing]
+        self.boxes = self.boxes + [box]
         return True
 
     def _color(self, beneath: set[int]) -> int:
@@ -263,14 +266,14 @@ class _Canvas:
         return free[self.dice(0, len(free) - 1)]
 
     def _paint(self, part: np.ndarray, color: np.ndarray, quarters: np.ndarray, shade: np.ndarray):
-        "Lays a slightly shaded colour over a part of the image, softly at the edges."
+        """Lays a slightly shaded colour over a part of the image, softly at the edges."""
         light = shade[0] * self.dice(-16, 16) + shade[1] * self.dice(-16, 16) >> 7
         part += (color + light[..., None] - part) * quarters[..., None] >> 2
 
 # %% ../../nbs/data/12_embedded.ipynb #4905286d
 @dataclass(frozen=True, eq=False)
 class Scene:
-    "An image and the truth about it, in whole numbers."
+    """An image and the truth about it, in whole numbers."""
 
     image: np.ndarray  # uint8 [96, 96, 3]
     labels: np.ndarray  # int64 [G], places in CLASSES
@@ -279,14 +282,14 @@ class Scene:
     in_sight: np.ndarray  # int64 [G], percent of the mask that nothing covers
 
     def things(self) -> list[DrawnShape]:
-        "The objects as they were thrown."
+        """The objects as they were thrown."""
         return [
             DrawnShape(CLASSES[label], cx, cy, w // 2, h // 2, way)
             for label, (cx, cy, w, h, way) in zip(self.labels, self.turned.tolist())
         ]
 
     def masks(self) -> np.ndarray:
-        "Pixels of each whole object, covered or not: bool `[G, 96, 96]`."
+        """Pixels of each whole object, covered or not: bool `[G, 96, 96]`."""
         masks = np.zeros((len(self.labels), SIDE, SIDE), dtype=bool)
         for mask, thing in zip(masks, self.things()):
             window, quarters, _, _ = _stamp(thing)
@@ -294,7 +297,7 @@ class Scene:
         return masks
 
     def boxes(self, geometry: Upright | Rotated = Upright()) -> Tensor:
-        "float32 `[G, 4]` xyxy or `[G, 5]` cxcywhr, pixels and radians."
+        """float32 `[G, 4]` xyxy or `[G, 5]` cxcywhr, pixels and radians."""
         if isinstance(geometry, Upright):
             return torch.from_numpy(self.upright).float() / 2
         angles = [[radians(way)] for way in self.turned[:, 4].tolist()]
@@ -302,7 +305,7 @@ class Scene:
         return geometry.normalize(torch.from_numpy(numbers)).float()
 
     def objects(self, geometry: Upright | Rotated = Upright()) -> Objects:
-        "Boxes, labels, ignore flags and outlines."
+        """Boxes, labels, ignore flags and outlines."""
         outlines = [[outline(t.shape, t.cx, t.cy, t.a, t.b, t.direction)] for t in self.things()]
         return Objects(
             self.boxes(geometry),
@@ -313,10 +316,14 @@ class Scene:
 
 
 def make_scene(seed: int, index: int, level: str = "standard") -> Scene:
-    "Scene `index` of a seed, the same on every machine; `BadInput` for a level that does not exist."
+    """Scene `index` of a seed, the same on every machine.
+
+    `BadInput` for a level that does not exist.
+    """
     if level not in LEVELS:
         raise BadInput(f"There is no level {level!r}; use {', '.join(LEVELS)}.")
-    plan, number = LEVELS[level], list(LEVELS).index(level)
+    plan = LEVELS[level]
+    number = list(LEVELS).index(level)
     dice = HashRandom(seed, number, index)
     canvas = _Canvas(dice, plan)
     for long, shape in _wanted(dice, plan):
@@ -330,7 +337,7 @@ def make_scene(seed: int, index: int, level: str = "standard") -> Scene:
 
 
 def _scene(canvas: _Canvas) -> Scene:
-    "Pixels and labels of a finished canvas; look-alikes get none."
+    """Pixels and labels of a finished canvas; look-alikes get none."""
     kept = [i for i, thing in enumerate(canvas.drawn) if thing.shape in CLASSES]
     things = [canvas.drawn[i] for i in kept]
     columns = (
@@ -356,13 +363,13 @@ _drawn = lru_cache(maxsize=4096)(make_scene)  # 30 kB a scene
 
 @dataclass
 class SceneRecord(Record):
-    "A record whose picture is drawn and not read."
+    """A record whose picture is drawn and not read."""
 
     recipe: tuple = ()  # seed, index, level
 
 
 class _Records(Sequence):
-    "Records that are made when they are first looked at."
+    """Records that are made when they are first looked at."""
 
     def __init__(
         self, names: list[tuple[str, int]], level: str, seed: int, geometry: Upright | Rotated
@@ -406,10 +413,10 @@ class _Records(Sequence):
 
 @dataclass
 class EmbeddedSet(Dataset):
-    "A split of the embedded set: scenes are drawn when asked for, and kept."
+    """A split of the embedded set: scenes are drawn when asked for, and kept."""
 
     def load(self, index: int) -> Sample:
-        "Scene `index`: uint8 `[3, 96, 96]` with its objects."
+        """Scene `index`: uint8 `[3, 96, 96]` with its objects."""
         record = self.records[index]
         image = torch.from_numpy(_drawn(*record.recipe).image).permute(2, 0, 1).contiguous()
         return Sample(image, record.objects.clone(), torch.eye(3), record.image_id, (SIDE, SIDE))
@@ -451,7 +458,7 @@ def embedded(
 
 # %% ../../nbs/data/12_embedded.ipynb #fca0b123
 def fingerprint(level: str, split: str = "test", seed: int = 0, count: int = 64) -> str:
-    "SHA-256 of pixels and labels of the first `count` scenes of a split, as hexadecimal digits."
+    """SHA-256 of pixels and labels of the first `count` scenes of a split, as hexadecimal digits."""
     digest = hashlib.sha256()
     for record in embedded(level, split, seed=seed, count=count).records:
         scene = _drawn(*record.recipe)

@@ -30,7 +30,7 @@ def _geometry(boxes: Tensor) -> Upright | Rotated:
 
 
 def _corners(record: Record, i: int) -> np.ndarray:
-    "Four corners `[4, 2]` of object `i`: its outline where that has four, else those of its box."
+    """Four corners `[4, 2]` of object `i`: its outline where that has four, else those of its box."""
     outline = record.objects.polygons[i] if record.objects.polygons else None
     if isinstance(outline, list) and len(outline) == 1 and len(outline[0]) == 4:
         return outline[0]
@@ -38,45 +38,51 @@ def _corners(record: Record, i: int) -> np.ndarray:
     return _geometry(box).corners(box).numpy()
 
 
-def _hulls(record: Record) -> list[list[float]]:
-    "`xyxy` of every object, with four decimals."
+def _enclosing_boxes(record: Record) -> list[list[float]]:
+    """`xyxy` of every object, with four decimals."""
     boxes = record.objects.boxes
     return [
         [round(x, 4) for x in box] for box in _geometry(boxes).enclosing_upright(boxes).tolist()
     ]
 
 
-def _turned(record: Record, i: int) -> list[float]:
-    "Centre, sides and angle (le90) of object `i`: of its own box, or of an upright one at angle zero."
+def _rotated_box(record: Record, i: int) -> list[float]:
+    """Centre, sides and angle (le90) of object `i`: of its own box, or of an upright one at angle
+    zero.
+    """
     box = record.objects.boxes[i].double()
     return Rotated("le90").normalize(box if len(box) == 5 else Rotated().from_upright(box)).tolist()
 
 
-def _kept(record: Record) -> list[int]:
-    "Objects that have a class; regions of an ignored class have none to write."
+def _with_class(record: Record) -> list[int]:
+    """Objects that have a class; regions of an ignored class have none to write."""
     return [i for i, label in enumerate(record.objects.labels.tolist()) if label >= 0]
 
 # %% ../../nbs/data/10_export.ipynb #a4452069
 def voc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as Pascal VOC XML; an ignored object is a difficult one."
-    hulls = _hulls(record)
+    """One image as Pascal VOC XML; an ignored object is a difficult one."""
+    enclosing = _enclosing_boxes(record)
     return _annotation(
         record,
         classes,
         name,
-        lambda i: _element("bndbox", ("xmin", "ymin", "xmax", "ymax"), hulls[i]),
+        lambda i: _element("bndbox", ("xmin", "ymin", "xmax", "ymax"), enclosing[i]),
     )
 
 
 def _annotation(record: Record, classes: tuple[str, ...], name: str, box) -> str:
-    "VOC's frame around objects whose box is the element that `box(i)` makes."
-    ignore, labels = record.objects.ignore.tolist(), record.objects.labels.tolist()
+    """VOC's frame around objects whose box is the element that `box(i)` makes."""
+    ignore = record.objects.ignore.tolist()
+    labels = record.objects.labels.tolist()
     lines = [
         "<annotation>",
         f"  <filename>{escape(name)}</filename>",
-        f"  <size><width>{record.width}</width><height>{record.height}</height><depth>3</depth></size>",
+        (
+            "  "
+            f"<size><width>{record.width}</width><height>{record.height}</height><depth>3</depth></size>"
+        ),
     ]
-    for i in _kept(record):
+    for i in _with_class(record):
         lines += [
             "  <object>",
             f"    <name>{escape(classes[labels[i]])}</name>",
@@ -88,7 +94,7 @@ def _annotation(record: Record, classes: tuple[str, ...], name: str, box) -> str
 
 
 def _element(tag: str, names: tuple[str, ...], numbers: list[float]) -> str:
-    "An XML element of numbers, four decimals, an angle with six."
+    """An XML element of numbers, four decimals, an angle with six."""
     return (
         f"<{tag}>"
         + "".join(
@@ -104,10 +110,10 @@ def _short(x: float, decimals: int = 4) -> str:
 
 
 def rolabel_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as roLabelImg XML, angles from 0 to pi."
+    """One image as roLabelImg XML, angles from 0 to pi."""
 
     def box(i):
-        cx, cy, w, h, angle = _turned(record, i)
+        cx, cy, w, h, angle = _rotated_box(record, i)
         return "<type>robndbox</type>" + _element(
             "robndbox", ("cx", "cy", "w", "h", "angle"), [cx, cy, w, h, angle % np.pi]
         )
@@ -116,7 +122,7 @@ def rolabel_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
 
 
 def dior_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as DIOR-R XML: four corners by name."
+    """One image as DIOR-R XML: four corners by name."""
     corners = tuple(
         f"{axis}_{corner}"
         for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
@@ -131,7 +137,7 @@ def dior_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
 
 
 def hrsc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as HRSC2016 XML; class ship has no type and is written as 100000001."
+    """One image as HRSC2016 XML; class ship has no type and is written as 100000001."""
     lines = [
         '<?xml version="1.0" encoding="utf-8"?>',
         "<HRSC_Image>",
@@ -141,8 +147,8 @@ def hrsc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
         f"  <Img_SizeHeight>{record.height}</Img_SizeHeight>",
         "  <HRSC_Objects>",
     ]
-    hulls = _hulls(record)
-    for i in _kept(record):
+    enclosing = _enclosing_boxes(record)
+    for i in _with_class(record):
         label = classes[int(record.objects.labels[i])]
         tags = (
             "mbox_cx",
@@ -155,9 +161,9 @@ def hrsc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
             "box_xmax",
             "box_ymax",
         )
-        numbers = _element("HRSC_Object", tags, [*_turned(record, i), *hulls[i]]).removesuffix(
-            "</HRSC_Object>"
-        )
+        numbers = _element(
+            "HRSC_Object", tags, [*_rotated_box(record, i), *enclosing[i]]
+        ).removesuffix("</HRSC_Object>")
         lines += [
             f"    {numbers}",
             f"      <Class_ID>{HRSC[0] if label == 'ship' else label}</Class_ID>",
@@ -168,9 +174,9 @@ def hrsc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
 
 
 def dota_text(record: Record, classes: tuple[str, ...]) -> str:
-    "One image as DOTA lines, four decimals."
+    """One image as DOTA lines, four decimals."""
     lines = []
-    for i in _kept(record):
+    for i in _with_class(record):
         numbers = " ".join(map(_short, _corners(record, i).ravel()))
         lines.append(
             f"{numbers} {classes[int(record.objects.labels[i])]} {int(record.objects.ignore[i])}\n"
@@ -179,13 +185,14 @@ def dota_text(record: Record, classes: tuple[str, ...]) -> str:
 
 
 def coco_dict(records: list[Record], classes: tuple[str, ...], names: list[str]) -> dict:
-    "A split as a COCO dictionary: ids from 1, outlines kept, an ignored object is a crowd."
-    images, annotations = [], []
+    """A split as a COCO dictionary: ids from 1, outlines kept, an ignored object is a crowd."""
+    images = []
+    annotations = []
     for ident, (record, name) in enumerate(zip(records, names), 1):
         images.append(
             {"id": ident, "file_name": name, "width": record.width, "height": record.height}
         )
-        for i, (x1, y1, x2, y2) in enumerate(_hulls(record)):
+        for i, (x1, y1, x2, y2) in enumerate(_enclosing_boxes(record)):
             if int(record.objects.labels[i]) < 0:
                 continue
             outline = record.objects.polygons[i] if record.objects.polygons else None
@@ -199,7 +206,7 @@ def coco_dict(records: list[Record], classes: tuple[str, ...], names: list[str])
                     "bbox": [x1, y1, round(x2 - x1, 4), round(y2 - y1, 4)],
                     "area": round((x2 - x1) * (y2 - y1), 4),
                     "iscrowd": int(record.objects.ignore[i]),
-                    "segmentation": _plain(outline),
+                    "segmentation": _plain_outline(outline),
                 }
             )
     return {
@@ -209,8 +216,8 @@ def coco_dict(records: list[Record], classes: tuple[str, ...], names: list[str])
     }
 
 
-def _plain(outline) -> list | dict:
-    "An outline as JSON can hold it."
+def _plain_outline(outline) -> list | dict:
+    """An outline as JSON can hold it."""
     if outline is None:
         return []
     if not isinstance(outline, dict):
@@ -242,7 +249,10 @@ FORMATS = tuple(LABELS)
 
 
 def export_folder(out: Path, parts: dict[str, Dataset], kind: str) -> Path:
-    "Writes splits of one data set as a folder of one of the `FORMATS`; `BadInput` where `out` is not empty, or a class cannot be written."
+    """Writes splits of one data set as a folder of one of the `FORMATS`.
+
+    `BadInput` where `out` is not empty, or a class cannot be written.
+    """
     out = Path(out)
     if kind not in FORMATS:
         raise BadInput(f"{kind!r} is not a format to write; use {', '.join(FORMATS)}.")
@@ -281,16 +291,18 @@ def export_folder(out: Path, parts: dict[str, Dataset], kind: str) -> Path:
 def _refuse_names(names: list[str], kind: str):
     if kind == "dota" and (odd := [name for name in names if name.split()[1:]]):
         raise BadInput(
-            f"DOTA's lines are split at blanks, but a class is called {odd[0]!r}; rename it or write coco or voc."
+            f"DOTA's lines are split at blanks, but a class is called {odd[0]!r}; rename it "
+            "or write coco or voc."
         )
     if kind == "hrsc" and (odd := [name for name in names if name != "ship" and name not in HRSC]):
         raise BadInput(
-            f"HRSC2016 knows ship and 31 numbers from {HRSC[0]} to {HRSC[-1]}, but a class is called {odd[0]!r}; rename it or write dota or rolabel."
+            f"HRSC2016 knows ship and 31 numbers from {HRSC[0]} to {HRSC[-1]}, but a class "
+            f"is called {odd[0]!r}; rename it or write dota or rolabel."
         )
 
 
 def _copy_picture(source: Path, target: Path):
-    "Byte for byte; as BMP where the name asks for it and the file is none."
+    """Byte for byte; as BMP where the name asks for it and the file is none."""
     if target.suffix == ".bmp" and source.suffix.lower() != ".bmp":
         Image.open(source).save(target)
     else:
@@ -298,11 +310,12 @@ def _copy_picture(source: Path, target: Path):
 
 
 def _free_name(path: Path, split: str, used: dict[str, str], kind: str) -> str:
-    "A name (COCO) or stem (one label file an image) that no other picture has."
+    """A name (COCO) or stem (one label file an image) that no other picture has."""
     own = f"{path.stem}.bmp" if kind == "hrsc" else path.name
     name, number = own, 1
     while (key := name if kind == "coco" else Path(name).stem) in used:
-        name, number = (f"{split}_{own}" if number == 1 else f"{split}_{number}_{own}"), number + 1
+        name = f"{split}_{own}" if number == 1 else f"{split}_{number}_{own}"
+        number = number + 1
     used[key] = split
     return name
 

@@ -20,7 +20,9 @@ from .export import coco_dict, dota_text, voc_xml
 
 # %% ../../nbs/data/14_make_synthetic.ipynb #9a607507
 def counts_for(train: int | None = None) -> dict[str, int]:
-    "Images of each split for so many training images: as many unlabelled, half as many to test, a fifth to validate."
+    """Images of each split for so many training images: as many unlabelled, half as many to test, a
+    fifth to validate.
+    """
     if train is None:
         return dict(COUNTS)
     if train < 1:
@@ -85,11 +87,14 @@ def _write_text(path: Path, text: str):
 
 
 def _card(level: str, seed: int, counts: dict[str, int]) -> str:
-    "What lies in the folder, in a few lines."
+    """What lies in the folder, in a few lines."""
     numbers = "".join(f"* {split}: {count} images\n" for split, count in counts.items())
     return (
         f"# The embedded set of madet, level {level}, seed {seed}\n\n{numbers}\n"
-        "One set of pictures, three sets of labels: `coco` (upright boxes, outlines), `Annotations` (Pascal VOC, upright boxes),\n"
-        "`labelTxt` (DOTA, turned boxes). Ignored objects are crowds in COCO and difficult in the others.\n"
-        f"SHA-256 of the first 64 test scenes (`madet.data.embedded.fingerprint`): {fingerprint(level, seed=seed)}\n"
+        "One set of pictures, three sets of labels: `coco` (upright boxes, outlines), "
+        "`Annotations` (Pascal VOC, upright boxes),\n"
+        "`labelTxt` (DOTA, turned boxes). Ignored objects are crowds in COCO and difficult "
+        "in the others.\n"
+        "SHA-256 of the first 64 test scenes (`madet.data.embedded.fingerprint`): "
+        f"{fingerprint(level, seed=seed)}\n"
     )

@@ -32,7 +32,7 @@ _MOVES = {
 
 
 def orientation(image: Image.Image) -> int:
-    "EXIF orientation 1 to 8 of an opened picture; 1 where nothing, or nonsense, is said."
+    """EXIF orientation 1 to 8 of an opened picture; 1 where nothing, or nonsense, is said."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # asking further would decode the picture
     try:
@@ -43,13 +43,16 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_pixels(image: Image.Image) -> Image.Image:
-    "The picture as its EXIF note wants it seen."
+    """The picture as its EXIF note wants it seen."""
     turn = orientation(image)
     return image.transpose(getattr(Image.Transpose, _MOVES[turn])) if turn in _MOVES else image
 
 # %% ../../nbs/data/07_pixels.ipynb #4dd9bb0e
 def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    "(width, height) as stored and as turned by EXIF, from the header; `BadInput` where it is no whole picture."
+    """(width, height) as stored and as turned by EXIF, from the header.
+
+    `BadInput` where it is no whole picture.
+    """
     try:
         with open(path, "rb") as file:
             with Image.open(file) as image:
@@ -71,7 +74,7 @@ def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _cut_off(kind: str, tail: bytes) -> bool:
-    "Whether a JPEG or PNG lacks its end mark: a reason to look closer, no proof."
+    """Whether a JPEG or PNG lacks its end mark: a reason to look closer, no proof."""
     return (kind == "JPEG" and not tail.endswith(b"\xff\xd9")) or (
         kind == "PNG" and b"IEND" not in tail
     )
@@ -87,7 +90,10 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 # %% ../../nbs/data/07_pixels.ipynb #830b4445
 def to_rgb(image: Image.Image) -> np.ndarray:
-    "uint8 `[H, W, 3]` of any picture; 16 bits are divided by 257, floating point in [0, 1] is multiplied by 255."
+    """uint8 `[H, W, 3]` of any picture.
+
+    16 bits are divided by 257, floating point in [0, 1] is multiplied by 255.
+    """
     if image.mode.startswith("I"):
         gray = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
     elif image.mode == "F":
@@ -99,7 +105,10 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    "uint8 RGB `[3, H, W]`, turned per EXIF unless only the stored (width, height) equals `size`; `BadInput` names a broken file."
+    """uint8 RGB `[3, H, W]`, turned per EXIF unless only the stored (width, height) equals `size`.
+
+    `BadInput` names a broken file.
+    """
     try:
         with Image.open(path) as image:
             image.load()

@@ -13,24 +13,27 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .discover import SPLITS, Layout, canonical, split_of
 from .annotations import ImageAnnotations
+from .discover import SPLITS, Layout, canonical, split_of
 from .pixels import IMAGE_SUFFIXES
 from .sample import Defect
 
 # %% ../../nbs/data/13_splits.ipynb #7222959f
 @dataclass
 class ImageEntry:
-    "One image as found on disk: labels, picture, split by folder; one of the first two may be missing."
+    """One image as found on disk: labels, picture, split by folder.
 
-    page: ImageAnnotations | None
+    One of the first two may be missing.
+    """
+
+    labels: ImageAnnotations | None
     image: Path | None
     split: str | None = None
     names: tuple[str, ...] | None = None  # classes that its label file declares
 
 
 class PictureIndex:
-    "The pictures of a layout, found by path, name or stem."
+    """The pictures of a layout, found by path, name or stem."""
 
     def __init__(self, layout: Layout):
         self.root = layout.root
@@ -44,11 +47,14 @@ class PictureIndex:
         self.splits = {self.split_of(path) for path in layout.images} - {""}
 
     def split_of(self, path: Path) -> str:
-        "The split whose folder a picture lies in, or nothing; `train2017` is a folder of train."
+        """The split whose folder a picture lies in, or nothing.
+
+        `train2017` is a folder of train.
+        """
         return canonical(split_of(path, self.root) or "")
 
     def find(self, key: str, near: Path, split: str | None) -> Path | None:
-        "The picture that a label file at `near` calls `key`."
+        """The picture that a label file at `near` calls `key`."""
         for folder in (near.parent, self.root, near.parent.parent):
             if found := self.paths.get(str(folder / key)):
                 return found
@@ -67,21 +73,21 @@ class PictureIndex:
 
 
 def stem_of(name: str) -> str:
-    "A name without folder and without the suffix of a picture or label file; other dots stay."
+    """A name without folder and without the suffix of a picture or label file; other dots stay."""
     name = name.replace("\\", "/").rsplit("/")[-1]
     suffix = Path(name).suffix
     return name[: -len(suffix)] if suffix.lower() in (*IMAGE_SUFFIXES, ".xml", ".txt") else name
 
 
 def shared_start(a: tuple, b: tuple) -> list:
-    "The parts that two paths begin with in common."
+    """The parts that two paths begin with in common."""
     same = [x for x, y in zip(a, b) if x == y]
     return same if list(a[: len(same)]) == same else []
 
 # %% ../../nbs/data/13_splits.ipynb #f5068327
 @dataclass
 class Splits:
-    "Entries of each split as found on disk, with what was wrong and what was decided."
+    """Entries of each split as found on disk, with what was wrong and what was decided."""
 
     entries: dict[str, list[ImageEntry]]
     defects: list[Defect] = field(default_factory=list)
@@ -89,13 +95,13 @@ class Splits:
 
 
 def find_splits(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex) -> Splits:
-    "Sorts entries into splits by list, by folder, or into one pile."
+    """Sorts entries into splits by list, by folder, or into one pile."""
     if layout.lists:
         parts = _by_lists(layout, entries, pictures)
     elif any(entry.split for entry in entries):
         parts = _by_folders(entries)
     else:
-        parts = _one_pile(layout, entries)
+        parts = _single_split(layout, entries)
     pool = [
         path
         for path in pictures.paths.values()
@@ -108,7 +114,7 @@ def find_splits(layout: Layout, entries: list[ImageEntry], pictures: PictureInde
         parts.entries.setdefault("unlabelled", []).extend(
             ImageEntry(None, path, "unlabelled") for path in pool if path not in known
         )
-    _mention_bare(layout, entries, parts)
+    _note_images_without_labels(layout, entries, parts)
     parts.entries = {split: parts.entries[split] for split in SPLITS if split in parts.entries}
     return parts
 
@@ -118,9 +124,10 @@ def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex)
     used = set()
     by_stem = defaultdict(list)
     for entry in entries:
-        by_stem[stem_of(entry.page.key)].append(entry)
+        by_stem[stem_of(entry.labels.key)].append(entry)
     for split, names in layout.lists.items():
-        chosen, without = [], []
+        chosen = []
+        without = []
         for name, where in names:
             stem = (
                 stem_of(name)
@@ -142,13 +149,17 @@ def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex)
                 without.append(
                     Defect(
                         where,
-                        f"{name} has no label file{'' if image else ' and no picture'}; left out, add an empty label file if it has no object",
+                        (
+                            f"{name} has no label file{'' if image else ' and no picture'}; left "
+                            "out, add an empty label file if it has no object"
+                        ),
                     )
                 )
         _add_listed(parts, split, chosen, without)
     if entries and len(used) < len(entries):
         parts.said.append(
-            f"{len(entries) - len(used)} labelled images are on no list in ImageSets and are left out."
+            f"{len(entries) - len(used)} labelled images are on no list in ImageSets and are "
+            "left out."
         )
     parts.said.insert(
         0,
@@ -160,12 +171,13 @@ def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex)
 
 
 def _add_listed(parts: Splits, split: str, chosen: list[ImageEntry], without: list[Defect]):
-    "A split whose images all lack labels (a benchmark's test set) is left out with one sentence."
+    """A split whose images all lack labels (a benchmark's test set) is left out with one sentence."""
     if chosen:
         parts.entries[split], parts.defects = chosen, parts.defects + without
     elif without:
         parts.said.append(
-            f"The list of {split} names {len(without)} images, none of which has labels; {split} is left out."
+            f"The list of {split} names {len(without)} images, none of which has labels; "
+            f"{split} is left out."
         )
 
 
@@ -184,7 +196,7 @@ def _by_folders(entries: list[ImageEntry]) -> Splits:
     return Splits(dict(parts), said=said)
 
 
-def _one_pile(layout: Layout, entries: list[ImageEntry]) -> Splits:
+def _single_split(layout: Layout, entries: list[ImageEntry]) -> Splits:
     if not entries:
         return Splits({})
     own = layout.root.absolute().name.lower()
@@ -195,8 +207,8 @@ def _one_pile(layout: Layout, entries: list[ImageEntry]) -> Splits:
     )
 
 
-def _mention_bare(layout: Layout, entries: list[ImageEntry], parts: Splits):
-    "Pictures without any label file are neither train nor test; they are counted."
+def _note_images_without_labels(layout: Layout, entries: list[ImageEntry], parts: Splits):
+    """Pictures without any label file are neither train nor test; they are counted."""
     if layout.alone or not entries or entries[0].names is not None:
         return
     used = {entry.image for entry in entries} | {
@@ -205,18 +217,23 @@ def _mention_bare(layout: Layout, entries: list[ImageEntry], parts: Splits):
     bare = [path for path in layout.images if path not in used]
     if bare:
         parts.said.append(
-            f"{len(bare)} pictures have no label file and are left out (the first is {bare[0].name})."
+            f"{len(bare)} pictures have no label file and are left out (the first is "
+            f"{bare[0].name})."
         )
 
 # %% ../../nbs/data/13_splits.ipynb #5d839c4a
 def hold_out_tenth(names: list[str]) -> set[str]:
-    "About a tenth of the names (at least one, never all), chosen by hash; versions of one photograph stay together."
+    """About a tenth of the names (at least one, never all), chosen by hash.
+
+    Versions of one photograph stay together.
+    """
     groups = defaultdict(list)
     for name in names:
         groups[name.split(".rf.")[0]].append(name)
     if len(groups) < 2:
         groups = {name: [name] for name in names}
-    chosen, wanted = set(), max(1, round(len(names) / 10))
+    chosen = set()
+    wanted = max(1, round(len(names) / 10))
     for group in sorted(groups, key=lambda group: hashlib.sha256(group.encode()).hexdigest())[
         : len(groups) - 1
     ]:
@@ -227,7 +244,9 @@ def hold_out_tenth(names: list[str]) -> set[str]:
 
 # %% ../../nbs/data/13_splits.ipynb #5e5a1fc0
 def resolve_split(parts: Splits, split: str | None) -> tuple[list[ImageEntry], list[str]]:
-    "Entries of the split that was asked for, derived from others where it is missing, and sentences about that."
+    """Entries of the split that was asked for, derived from others where it is missing, and
+    sentences about that.
+    """
     have = defaultdict(list)
     for name, entries in parts.entries.items():
         have[canonical(name)] += entries
@@ -243,7 +262,7 @@ def resolve_split(parts: Splits, split: str | None) -> tuple[list[ImageEntry], l
 
 
 def _derived(have: dict[str, list[ImageEntry]], split: str) -> tuple[list[ImageEntry], list[str]]:
-    "train, val or test from what there is."
+    """train, val or test from what there is."""
     said = []
     train = have.get("train")
     val = have.get("val")
@@ -260,14 +279,13 @@ def _derived(have: dict[str, list[ImageEntry]], split: str) -> tuple[list[ImageE
         said.append("There is no val part; trainval without train is taken.")
     if not val and train:
         aside = hold_out_tenth([_name(entry) for entry in train])
-        val, train = (
-            [e for e in train if _name(e) in aside],
-            [e for e in train if _name(e) not in aside],
-        )
+        val = [e for e in train if _name(e) in aside]
+        train = [e for e in train if _name(e) not in aside]
         if not val:
             val = train
         said.append(
-            f"There is no validation part; a tenth of train ({len(val)} of {len(train) + len(aside)} images, by hash of the name) is taken."
+            f"There is no validation part; a tenth of train ({len(val)} of "
+            f"{len(train) + len(aside)} images, by hash of the name) is taken."
         )
     test = have.get("test")
     if test is None and val and split == "test":
@@ -279,7 +297,7 @@ def _derived(have: dict[str, list[ImageEntry]], split: str) -> tuple[list[ImageE
 
 
 def _name(entry: ImageEntry) -> str:
-    return stem_of(entry.page.key)
+    return stem_of(entry.labels.key)
 
 
 def _distinct(entries: list[ImageEntry]) -> list[ImageEntry]:

@@ -23,10 +23,11 @@ NUMBER = (int, float)
 
 
 def _need(row, key: str, kind, where: str):
-    "`row[key]`, checked; `BadInput` names file and key."
+    """`row[key]`, checked; `BadInput` names file and key."""
     if not isinstance(row, dict):
         raise BadInput(
-            f"{where} is not a JSON object but {_kind(row)}; see cocodataset.org/#format-data for the layout."
+            f"{where} is not a JSON object but {_kind(row)}; see "
+            "cocodataset.org/#format-data for the layout."
         )
     if key not in row:
         raise BadInput(
@@ -55,12 +56,13 @@ def _wanted(kind) -> str:
 
 
 def load_json(path: Path):
-    "The content of a JSON file; `BadInput` names file and line."
+    """The content of a JSON file; `BadInput` names file and line."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise BadInput(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}); write or download the file again."
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}); write or download the "
+            "file again."
         ) from None
     except (UnicodeDecodeError, RecursionError):
         raise BadInput(f"{path}: not a JSON text file; write or download it again.") from None
@@ -68,10 +70,10 @@ def load_json(path: Path):
 # %% ../../../nbs/data/formats/00_coco.ipynb #5445b658
 @dataclass
 class Coco:
-    "A COCO file as it is written: pages with marks, class names in the order of their ids."
+    """A COCO file as it is written: images with annotations, class names in the order of their ids."""
 
     path: Path
-    pages: list[ImageAnnotations]
+    images: list[ImageAnnotations]
     classes: tuple[str, ...]
     rotated: bool = False
     defects: list[Defect] = field(default_factory=list)
@@ -79,7 +81,10 @@ class Coco:
 
 
 def read_coco(path: Path) -> Coco:
-    "Reads a COCO JSON (instances, or close to it); `BadInput` where tables, keys or types are missing."
+    """Reads a COCO JSON (instances, or close to it).
+
+    `BadInput` where tables, keys or types are missing.
+    """
     path = Path(path)
     data = load_json(path)
     found = Coco(path, [], ())
@@ -93,18 +98,19 @@ def read_coco(path: Path) -> Coco:
         )
     rows = _need(data, key, list, str(path))
     names = _categories(data["categories"], found)
-    pages = _images(data["images"], found)
-    _annotations(rows, key, names, pages, found)
-    found.pages = list(pages.values())
+    images = _images(data["images"], found)
+    _annotations(rows, key, names, images, found)
+    found.images = list(images.values())
     return found
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #00a7a750
 def _categories(rows: list, found: Coco) -> dict:
-    "Names by id, in the order of the ids."
+    """Names by id, in the order of the ids."""
     names = {}
     for i, row in enumerate(rows):
         where = f"{found.path}:categories[{i}]"
-        ident, name = _need(row, "id", NUMBER, where), _need(row, "name", str, where)
+        ident = _need(row, "id", NUMBER, where)
+        name = _need(row, "name", str, where)
         if ident in names or name in names.values():
             found.defects.append(
                 Defect(
@@ -117,10 +123,12 @@ def _categories(rows: list, found: Coco) -> dict:
             names[ident] = name
     if not names:
         raise BadInput(
-            f"{found.path}:categories is empty; a detector needs at least one class, list them there."
+            f"{found.path}:categories is empty; a detector needs at least one class, list "
+            "them there."
         )
     names = dict(sorted(names.items()))
-    ids, first = list(names), min(names)
+    ids = list(names)
+    first = min(names)
     if first == 0:
         found.defects.append(
             Defect(
@@ -130,21 +138,23 @@ def _categories(rows: list, found: Coco) -> dict:
         )
     if ids != list(range(int(first), int(first) + len(ids))):
         found.said.append(
-            f"Category ids of {found.path.name} have gaps ({len(ids)} ids from {ids[0]} to {ids[-1]}); labels are their order, 0 to {len(ids) - 1}."
+            f"Category ids of {found.path.name} have gaps ({len(ids)} ids from {ids[0]} to "
+            f"{ids[-1]}); labels are their order, 0 to {len(ids) - 1}."
         )
     found.classes = tuple(dict.fromkeys(names.values()))
     return names
 
 
 def _images(rows: list, found: Coco) -> dict:
-    "Pages by image id."
-    pages, renamed = {}, 0
+    """Pages by image id."""
+    images = {}
+    renamed = 0
     for i, row in enumerate(rows):
         where = f"{found.path}:images[{i}]"
         ident = _need(row, "id", (int, str), where)
         name = "filename" if "file_name" not in row and "filename" in row else "file_name"
         renamed += name == "filename"
-        if ident in pages:
+        if ident in images:
             found.defects.append(
                 Defect(
                     where,
@@ -157,7 +167,7 @@ def _images(rows: list, found: Coco) -> dict:
             if "width" in row and "height" in row
             else None
         )
-        pages[ident] = ImageAnnotations(
+        images[ident] = ImageAnnotations(
             _need(row, name, str, where).replace("\\", "/"), where, [], size, ident
         )
     if renamed:
@@ -167,11 +177,11 @@ def _images(rows: list, found: Coco) -> dict:
                 f"{renamed} images carry 'filename' where COCO has 'file_name'; read all the same",
             )
         )
-    return pages
+    return images
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #319b690c
-def _annotations(rows: list, key: str, names: dict, pages: dict, found: Coco):
-    "Marks into their pages; rows that point nowhere become defects."
+def _annotations(rows: list, key: str, names: dict, images: dict, found: Coco):
+    """Marks into their images; rows that point nowhere become defects."""
     seen = set()
     crowdless = 0
     fives = 0
@@ -184,14 +194,15 @@ def _annotations(rows: list, key: str, names: dict, pages: dict, found: Coco):
             not isinstance(x, NUMBER) or isinstance(x, bool) for x in box
         ):
             raise BadInput(
-                f"{where}.bbox should be four numbers (left, top, width, height) or five (with an angle) but is {str(box)[:60]}; write it anew."
+                f"{where}.bbox should be four numbers (left, top, width, height) or five "
+                f"(with an angle) but is {str(box)[:60]}; write it anew."
             )
         if row.get("id") is not None and str(row["id"]) in seen:
             found.defects.append(
                 Defect(where, f"annotation id {row['id']} is used twice; the object is kept")
             )
         seen.add(str(row.get("id")))
-        if image not in pages:
+        if image not in images:
             found.defects.append(
                 Defect(where, f"image_id {image} is in no entry of images; dropped")
             )
@@ -200,8 +211,9 @@ def _annotations(rows: list, key: str, names: dict, pages: dict, found: Coco):
                 Defect(where, f"category_id {category} is in no entry of categories; dropped")
             )
         else:
-            crowdless, fives = crowdless + ("iscrowd" not in row), fives + (len(box) == 5)
-            pages[image].marks.append(_mark(row, box, names[category], where, found))
+            crowdless = crowdless + ("iscrowd" not in row)
+            fives = fives + (len(box) == 5)
+            images[image].annotations.append(_mark(row, box, names[category], where, found))
     found.rotated = fives > 0
     if crowdless:
         found.defects.append(
@@ -209,7 +221,8 @@ def _annotations(rows: list, key: str, names: dict, pages: dict, found: Coco):
         )
     if fives:
         found.said.append(
-            f"{found.path.name} has five numbers a box: centre, width, height and an angle in radians, clockwise on the image."
+            f"{found.path.name} has five numbers a box: centre, width, height and an angle "
+            "in radians, clockwise on the image."
         )
 
 
@@ -228,15 +241,16 @@ def _mark(row: dict, box: list, name: str, where: str, found: Coco) -> Annotatio
 
 
 def check_radians(angle: float, where: str):
-    "`BadInput` for an angle beyond a full turn: degrees, most likely."
+    """`BadInput` for an angle beyond a full turn: degrees, most likely."""
     if abs(angle) > 6.2832 + 1e-2:
         raise BadInput(
-            f"{where}: the angle {angle:g} is beyond a full turn of 6.28 radians, so the file seems to hold degrees; multiply its angles by pi/180."
+            f"{where}: the angle {angle:g} is beyond a full turn of 6.28 radians, so the "
+            "file seems to hold degrees; multiply its angles by pi/180."
         )
 
 
 def _outline(segmentation, where: str, found: Coco) -> list | dict | None:
-    "COCO polygons as `[K, 2]` arrays, run lengths as they are."
+    """COCO polygons as `[K, 2]` arrays, run lengths as they are."""
     if not segmentation:
         return None
     if isinstance(segmentation, dict) and {"size", "counts"} <= set(segmentation):
@@ -245,12 +259,16 @@ def _outline(segmentation, where: str, found: Coco) -> list | dict | None:
         parts = [np.array(part, dtype=np.float64).reshape(-1, 2) for part in segmentation]
         sound = [part for part in parts if len(part) >= 3 and np.isfinite(part).all()]
     except (TypeError, ValueError):
-        parts, sound = [None], []
+        parts = [None]
+        sound = []
     if len(sound) < len(parts):
         found.defects.append(
             Defect(
                 f"{where}.segmentation",
-                "an outline needs at least three corners and two finite numbers each; that part is left out",
+                (
+                    "an outline needs at least three corners and two finite numbers each; that "
+                    "part is left out"
+                ),
             )
         )
     return sound or None

@@ -11,8 +11,8 @@ __all__ = ['read_dior']
 from dataclasses import replace
 from pathlib import Path
 
-from ..class_lists import DIOR, spelled
 from ..annotations import ImageAnnotations
+from ..class_lists import DIOR, spelled
 from .voc import Node, number, read_voc, upright_box
 
 # %% ../../../nbs/data/formats/05_dior.ipynb #bd00e271
@@ -24,10 +24,15 @@ _CORNERS = tuple(
 
 
 def read_dior(path: Path) -> ImageAnnotations:
-    "Marks of one DIOR-R file: four corners each, or an upright box; names as DIOR spells them. `BadInput` where a tag is missing."
-    page = read_voc(path, _corners_or_box)
-    page.marks = [replace(mark, name=spelled(mark.name, DIOR)) for mark in page.marks]
-    return page
+    """Marks of one DIOR-R file: four corners each, or an upright box; names as DIOR spells them.
+
+    `BadInput` where a tag is missing.
+    """
+    image = read_voc(path, _corners_or_box)
+    image.annotations = [
+        replace(annotation, name=spelled(annotation.name, DIOR)) for annotation in image.annotations
+    ]
+    return image
 
 
 def _corners_or_box(node: Node, path: Path) -> tuple[str, tuple]:

@@ -17,20 +17,26 @@ from ..sample import Defect
 
 # %% ../../../nbs/data/formats/02_dota.ipynb #db2fdeee
 def parse_line(line: str, where: str) -> Annotation | str:
-    "The mark on a line `x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]` (blanks or commas), or a sentence about what is wrong with it."
+    """The annotation on a line `x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]` (blanks or commas), or a
+    sentence about what is wrong with it.
+    """
     fields = line.replace(",", " ").split()
-    numbers_first = _leading(fields)
+    numbers_first = _count_leading_numbers(fields)
     if 4 <= numbers_first < len(fields) and numbers_first != 8:
         return f"{numbers_first} numbers before the class where eight are needed" + (
             f": {numbers_first // 2} corners are not four" if numbers_first % 2 == 0 else ""
         )
     if len(fields) < 9:
-        return f"{len(fields)} field{'s' * (len(fields) > 1)} where eight numbers and a class are needed"
+        return (
+            f"{len(fields)} field{'s' * (len(fields) > 1)} where eight numbers and a class "
+            "are needed"
+        )
     try:
         numbers = tuple(float(field) for field in fields[:8])
     except ValueError:
         return "the first eight fields are not all numbers"
-    words, difficult = fields[8:], "0"
+    words = fields[8:]
+    difficult = "0"
     if len(words) > 1 and words[-1] in ("0", "1", "2"):
         words, difficult = words[:-1], words[-1]
     if len(words) == 2 and not _is_number(words[0]) and _is_number(words[1]):
@@ -42,8 +48,8 @@ def parse_line(line: str, where: str) -> Annotation | str:
     )
 
 
-def _leading(fields: list[str]) -> int:
-    "How many numbers stand at the beginning."
+def _count_leading_numbers(fields: list[str]) -> int:
+    """How many numbers stand at the beginning."""
     return next((i for i, field in enumerate(fields) if not _is_number(field)), len(fields))
 
 
@@ -51,35 +57,43 @@ _HEADER = re.compile(r"\s*[A-Za-z][A-Za-z _-]*:")  # imagesource:, gsd:, acquisi
 
 
 def read_dota(path: Path) -> ImageAnnotations:
-    "Marks of one DOTA text file (header lines skipped); lines that cannot be read become defects, `BadInput` if none is anything like an object."
+    """Marks of one DOTA text file (header lines skipped).
+
+    Lines that cannot be read become defects, `BadInput` if none is anything like an object.
+    """
     path = Path(path)
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    page = ImageAnnotations(path.stem, str(path), image_id=path.stem)
+    image = ImageAnnotations(path.stem, str(path), image_id=path.stem)
     for i, line in enumerate(lines, 1):
         if not line.strip() or _HEADER.match(line):
             continue
-        mark = parse_line(line, f"{path}:{i}")
-        if isinstance(mark, Annotation):
-            page.marks.append(mark)
+        annotation = parse_line(line, f"{path}:{i}")
+        if isinstance(annotation, Annotation):
+            image.annotations.append(annotation)
         else:
-            page.defects.append(
+            image.defects.append(
                 Defect(
                     f"{path}:{i}",
-                    f"{mark}; the line is left out, write it as x1 y1 x2 y2 x3 y3 x4 y4 class difficult",
+                    (
+                        f"{annotation}; the line is left out, write it as x1 y1 x2 y2 x3 y3 x4 y4 "
+                        "class difficult"
+                    ),
                 )
             )
     if (
-        page.defects
-        and not page.marks
+        image.defects
+        and not image.annotations
         and not any(
-            6 <= _leading(fields) < len(fields)
+            6 <= _count_leading_numbers(fields) < len(fields)
             for fields in (line.replace(",", " ").split() for line in lines)
         )
     ):
         raise BadInput(
-            f"{page.defects[0].where}: {page.defects[0].what.split(';')[0]}, and no other line of the file is an object; DOTA lines are x1 y1 x2 y2 x3 y3 x4 y4 class difficult."
+            f"{image.defects[0].where}: {image.defects[0].what.split(';')[0]}, and no other "
+            "line of the file is an object; DOTA lines are x1 y1 x2 y2 x3 y3 x4 y4 class "
+            "difficult."
         )
-    return page
+    return image
 
 
 def _is_number(field: str) -> bool:

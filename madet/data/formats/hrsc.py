@@ -11,25 +11,29 @@ __all__ = ['read_hrsc']
 from pathlib import Path
 
 from ...boxes.errors import BadInput
-from .coco import check_radians
 from ..annotations import Annotation, ImageAnnotations
+from .coco import check_radians
 from .voc import Node, is_difficult, number, odd_bytes, read_xml, wanted
 
 # %% ../../../nbs/data/formats/04_hrsc.ipynb #d71cf116
 def read_hrsc(path: Path, types: bool = False) -> ImageAnnotations:
-    "Marks of one HRSC2016 file, all called ship or (`types`) by their Class_ID; `BadInput` where a tag is missing or angles are degrees."
+    """Marks of one HRSC2016 file, all called ship or (`types`) by their Class_ID.
+
+    `BadInput` where a tag is missing or angles are degrees.
+    """
     path = Path(path)
     root = read_xml(path)
     if root.tag != "HRSC_Image":
         raise BadInput(
-            f"{path}:{root.line}: the file begins with <{root.tag}>, HRSC2016's files with <HRSC_Image>; is it a label file?"
+            f"{path}:{root.line}: the file begins with <{root.tag}>, HRSC2016's files with "
+            "<HRSC_Image>; is it a label file?"
         )
-    page = ImageAnnotations(
+    image = ImageAnnotations(
         path.stem, str(path), [], _size(root, path), path.stem, defects=odd_bytes(root, path)
     )
     for node in wanted(root, "HRSC_Objects", path).all("HRSC_Object"):
-        page.marks.append(_mark(node, path, types))
-    return page
+        image.annotations.append(_mark(node, path, types))
+    return image
 
 
 def _mark(node: Node, path: Path, types: bool) -> Annotation:
@@ -47,7 +51,7 @@ def _mark(node: Node, path: Path, types: bool) -> Annotation:
 
 
 def _size(root: Node, path: Path) -> tuple[int, int] | None:
-    "(width, height) as declared; None where the file says nothing or zero."
+    """(width, height) as declared; None where the file says nothing or zero."""
     if root.first("Img_SizeWidth") is None or root.first("Img_SizeHeight") is None:
         return None
     width = number(root, "Img_SizeWidth", path)

@@ -1,4 +1,4 @@
-"""VOC XML with a turned box inside, and the two ways to misread its angle
+"""VOC XML with a rotated box inside, and the two ways to misread its angle
 
 Docs: https://madet.github.io/madet/data/formats/rolabel.html.md"""
 
@@ -10,13 +10,15 @@ __all__ = ['read_rolabel']
 # %% ../../../nbs/data/formats/03_rolabel.ipynb #7a34f53a
 from pathlib import Path
 
-from .coco import check_radians
 from ..annotations import ImageAnnotations
+from .coco import check_radians
 from .voc import Node, number, read_voc, upright_box
 
 # %% ../../../nbs/data/formats/03_rolabel.ipynb #1e20a6cb
 def read_rolabel(path: Path) -> ImageAnnotations:
-    "Marks of one roLabelImg file: turned boxes (radians, clockwise on the image) and upright ones; `BadInput` for degrees."
+    """Marks of one roLabelImg file: rotated boxes (radians, clockwise on the image) and upright
+    ones; `BadInput` for degrees.
+    """
     return read_voc(path, _either_box)
 
 

@@ -20,7 +20,7 @@ from ..sample import Defect
 # %% ../../../nbs/data/formats/01_voc.ipynb #ce036154
 @dataclass(slots=True)
 class Node:
-    "An XML element: its tag, the line it opens on, its text and its children."
+    """An XML element: its tag, the line it opens on, its text and its children."""
 
     tag: str
     line: int
@@ -29,29 +29,35 @@ class Node:
     note: str = ""  # of the root: what was odd about the file
 
     def first(self, tag: str) -> "Node | None":
-        "The first child of that tag."
+        """The first child of that tag."""
         return next((child for child in self.children if child.tag == tag), None)
 
     def all(self, tag: str) -> list["Node"]:
-        "All children of that tag."
+        """All children of that tag."""
         return [child for child in self.children if child.tag == tag]
 
 
 def read_xml(path: Path) -> Node:
-    "The root of an XML file; characters that its encoding does not know are replaced and noted; `BadInput` names file and line."
+    """The root of an XML file; characters that its encoding does not know are replaced and noted.
+
+    `BadInput` names file and line.
+    """
     data = Path(path).read_bytes()
-    root, trouble = _tree(data)
-    if root is None and (readable := _readable(data)) != data:
-        root, _ = _tree(readable)
+    root, trouble = _parse(data)
+    if root is None and (readable := _as_utf8(data)) != data:
+        root, _ = _parse(readable)
         if root:
-            root.note = "the characters do not fit the encoding that the file declares; odd ones are replaced, save the file as UTF-8"
+            root.note = (
+                "the characters do not fit the encoding that the file declares; odd ones "
+                "are replaced, save the file as UTF-8"
+            )
     if root is None:
         raise BadInput(f"{path}:{trouble}; write or download the file again.")
     return root
 
 
-def _tree(data: bytes) -> tuple[Node | None, str]:
-    "The root of an XML text, or None and what is wrong with it, line first."
+def _parse(data: bytes) -> tuple[Node | None, str]:
+    """The root of an XML text, or None and what is wrong with it, line first."""
     root = Node("", 0)
     open_nodes = [root]
     parser = expat.ParserCreate()
@@ -78,8 +84,10 @@ def _tree(data: bytes) -> tuple[Node | None, str]:
     return root.children[0], ""
 
 
-def _readable(data: bytes) -> bytes:
-    "The same text as UTF-8, line for line: declaration and control characters taken out, unknown bytes replaced."
+def _as_utf8(data: bytes) -> bytes:
+    """The same text as UTF-8, line for line: declaration and control characters taken out, unknown
+    bytes replaced.
+    """
     declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)", data)
     for encoding, errors in (
         ("utf-8-sig", "strict"),
@@ -96,14 +104,20 @@ def _readable(data: bytes) -> bytes:
 
 # %% ../../../nbs/data/formats/01_voc.ipynb #f47de9ad
 def read_voc(path: Path, box=None) -> ImageAnnotations:
-    "Marks of one Pascal VOC file; `box(object, path) -> (shape, numbers)` may read another kind of box. `BadInput` where a tag is missing."
-    path, box = Path(path), box or upright_box
+    """Marks of one Pascal VOC file.
+
+    `box(object, path) -> (shape, numbers)` may read another kind of box. `BadInput` where a tag is
+    missing.
+    """
+    path = Path(path)
+    box = box or upright_box
     root = read_xml(path)
     if root.tag != "annotation":
         raise BadInput(
-            f"{path}:{root.line}: the file begins with <{root.tag}>, VOC files with <annotation>; is it a label file?"
+            f"{path}:{root.line}: the file begins with <{root.tag}>, VOC files with "
+            "<annotation>; is it a label file?"
         )
-    page = ImageAnnotations(
+    image = ImageAnnotations(
         path.stem, str(path), [], _size(root, path), path.stem, defects=odd_bytes(root, path)
     )
     for node in root.all("object"):
@@ -114,33 +128,33 @@ def read_voc(path: Path, box=None) -> ImageAnnotations:
             )
         shape, numbers = box(node, path)
         difficulty = is_difficult(node)
-        page.marks.append(
+        image.annotations.append(
             Annotation(
                 name, shape, numbers, difficulty > 0, None, f"{path}:{node.line}", difficulty
             )
         )
-    return page
+    return image
 
 
 def is_difficult(node: Node) -> int:
-    "1 where an object is flagged `<difficult>`, else 0."
+    """1 where an object is flagged `<difficult>`, else 0."""
     flag = node.first("difficult")
     return int(flag is not None and flag.text.strip().lower() in ("1", "true"))
 
 
 def odd_bytes(root: Node, path: Path) -> list[Defect]:
-    "A defect where the characters of a file had to be replaced."
+    """A defect where the characters of a file had to be replaced."""
     return [Defect(f"{path}:1", root.note)] if root.note else []
 
 
 def upright_box(node: Node, path: Path) -> tuple[str, tuple]:
-    "The four numbers of `<bndbox>`, in any order of tags."
+    """The four numbers of `<bndbox>`, in any order of tags."""
     inner = wanted(node, "bndbox", path)
     return "xyxy", tuple(number(inner, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
 
 
 def wanted(node: Node, tag: str, path: Path) -> Node:
-    "The child of that tag, which must be there."
+    """The child of that tag, which must be there."""
     found = node.first(tag)
     if found is None:
         raise BadInput(
@@ -150,20 +164,22 @@ def wanted(node: Node, tag: str, path: Path) -> Node:
 
 
 def number(node: Node, tag: str, path: Path) -> float:
-    "The number inside the child of that tag; NaN passes, for the marks' own check."
+    """The number inside the child of that tag; NaN passes, for the annotations' own check."""
     found = wanted(node, tag, path)
     try:
         return float(found.text)
     except ValueError:
         raise BadInput(
-            f"{path}:{found.line}: <{tag}> holds {found.text.strip()!r}, which is not a number; write one there."
+            f"{path}:{found.line}: <{tag}> holds {found.text.strip()!r}, which is not a "
+            "number; write one there."
         ) from None
 
 
 def _size(root: Node, path: Path) -> tuple[int, int] | None:
-    "(width, height) as declared; None where the file says nothing or zero."
+    """(width, height) as declared; None where the file says nothing or zero."""
     node = root.first("size")
     if node is None or node.first("width") is None or node.first("height") is None:
         return None
-    width, height = number(node, "width", path), number(node, "height", path)
+    width = number(node, "width", path)
+    height = number(node, "height", path)
     return (width, height) if width > 0 and height > 0 else None
