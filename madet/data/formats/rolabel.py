@@ -15,17 +15,18 @@ from .coco import check_radians
 from .voc import Node, number, read_voc, upright_box
 
 # %% ../../../nbs/data/formats/03_rolabel.ipynb #1e20a6cb
-def read_rolabel(path: Path) -> ImageAnnotations:
-    """Marks of one roLabelImg file: rotated boxes (radians, clockwise on the image) and upright
-    ones; `BadInput` for degrees.
+def read_rolabel(path: Path | str) -> ImageAnnotations:
+    """Annotations of one roLabelImg file: rotated boxes (radians, clockwise on the image) and upright ones.
+
+    Raises `BadInput` for degrees and missing tags.
     """
-    return read_voc(path, _either_box)
+    return read_voc(path, _rotated_or_upright_box)
 
 
-def _either_box(node: Node, path: Path) -> tuple[str, tuple]:
-    turned = node.first("robndbox")
-    if turned is None:
+def _rotated_or_upright_box(node: Node, path: Path) -> tuple[str, tuple]:
+    rotated = node.first("robndbox")
+    if rotated is None:
         return upright_box(node, path)
-    numbers = tuple(number(turned, tag, path) for tag in ("cx", "cy", "w", "h", "angle"))
-    check_radians(numbers[4], f"{path}:{turned.line}")
+    numbers = tuple(number(rotated, tag, path) for tag in ("cx", "cy", "w", "h", "angle"))
+    check_radians(numbers[4], f"{path}:{rotated.line}")
     return "cxcywhr", numbers
