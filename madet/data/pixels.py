@@ -48,10 +48,10 @@ def upright_pixels(image: Image.Image) -> Image.Image:
     return image.transpose(getattr(Image.Transpose, _MOVES[turn])) if turn in _MOVES else image
 
 # %% ../../nbs/data/07_pixels.ipynb #4dd9bb0e
-def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+def header(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:
     """(width, height) as stored and as turned by EXIF, from the header.
 
-    `BadInput` where it is no whole picture.
+    Raises `BadInput` where the file is no whole picture.
     """
     try:
         with open(path, "rb") as file:
@@ -65,9 +65,7 @@ def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
                     file.seek(0)
                     Image.open(file).load()
     except FileNotFoundError:
-        raise BadInput(
-            f"{path} does not exist; put the image there or take it out of the labels."
-        ) from None
+        raise BadInput(_missing(path)) from None
     except Exception as error:  # Pillow's decoders raise half a dozen kinds
         raise BadInput(_unreadable(path, error)) from None
     return stored, stored[::-1] if turned else stored
@@ -75,17 +73,19 @@ def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _cut_off(kind: str, tail: bytes) -> bool:
     """Whether a JPEG or PNG lacks its end mark: a reason to look closer, no proof."""
-    return (kind == "JPEG" and not tail.endswith(b"\xff\xd9")) or (
-        kind == "PNG" and b"IEND" not in tail
-    )
+    if kind == "JPEG":
+        return not tail.endswith(b"\xff\xd9")
+    return kind == "PNG" and b"IEND" not in tail
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    why = (
-        "is not a picture that Pillow knows"
-        if isinstance(error, UnidentifiedImageError)
-        else f"cannot be decoded ({error})"
-    )
+def _missing(path: Path | str) -> str:
+    return f"{path} does not exist; put the image there or take it out of the labels."
+
+
+def _unreadable(path: Path | str, error: Exception) -> str:
+    why = f"cannot be decoded ({error})"
+    if isinstance(error, UnidentifiedImageError):
+        why = "is not a picture that Pillow knows"
     return f"{path} {why}; copy or download it again, or take it out of the data set."
 
 # %% ../../nbs/data/07_pixels.ipynb #830b4445
@@ -98,16 +98,17 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         gray = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
     elif image.mode == "F":
         gray = np.nan_to_num(np.asarray(image).astype(np.float64))
-        gray = np.clip(gray * 255 if gray.max(initial=0) <= 1 else gray, 0, 255)
+        scale = 255 if gray.max(initial=0) <= 1 else 1
+        gray = np.clip(gray * scale, 0, 255)
     else:
         return np.asarray(image.convert("RGB"))
     return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, -1)
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
     """uint8 RGB `[3, H, W]`, turned per EXIF unless only the stored (width, height) equals `size`.
 
-    `BadInput` names a broken file.
+    Raises `BadInput` that names a broken or missing file.
     """
     try:
         with Image.open(path) as image:
@@ -117,8 +118,6 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
                 turned = image
             return torch.from_numpy(to_rgb(turned).copy()).permute(2, 0, 1).contiguous()
     except FileNotFoundError:
-        raise BadInput(
-            f"{path} does not exist; put the image there or take it out of the labels."
-        ) from None
+        raise BadInput(_missing(path)) from None
     except Exception as error:
         raise BadInput(_unreadable(path, error)) from None
