@@ -127,7 +127,7 @@ def total_of(losses: Losses) -> Tensor:
 def losses_and_gradients(
     state: State, step_fn: StepFunction, parts: list[tuple[Any, float]], bf16: bool
 ) -> Losses:
-    """Forward and backward of all parts; gradients add up in the parameters. Gives the mean losses and their sum `loss`.
+    """Forward and backward of all parts; gradients add up. Gives the mean losses (0-dim) and their sum `loss`.
 
     Raises NotFinite before the backward pass of a part whose loss is not finite.
     """
