@@ -11,7 +11,7 @@ __all__ = ['chosen_records', 'shortened', 'draw_page']
 import sys
 from pathlib import Path
 
-from ..data.report import Report, some
+from ..data.report import Report, sample_paths
 from ..figures.draw import contact_sheet, save_png
 
 # %% ../../nbs/methods/25_data_page.ipynb #e13af74d
