@@ -19,7 +19,7 @@ def chosen_records(found: Report, count: int) -> list[int]:
     """Indices of at most `count` records for a page, those with objects first; the same ones every time."""
     records = found.dataset.records
     filled = [record.path for record in records if len(record.objects)]
-    shown = set(some(filled or [record.path for record in records], count))
+    shown = set(sample_paths(filled or [record.path for record in records], count))
     return [i for i, record in enumerate(records) if record.path in shown]
 
 
