@@ -1,4 +1,5 @@
-"""The documentation site, built once: titles, links, pictures, names, formulas, search, and no other server asked for anything.
+"""The documentation site, built once: titles, links, pictures, names, formulas, search, and no other server
+asked for anything.
 
 Skipped where the extra `docs` is not installed: `ci/docs` installs it."""
 
@@ -104,7 +105,10 @@ def test_every_notebook_is_a_page_with_its_title(root, built):
     for page, title in wanted.items():
         text = (site / page).read_text(encoding="utf-8")
         heading = re.sub(r"<a .*?</a>|<[^>]+>", "", re.search(r"<h1>(.*?)</h1>", text, re.S)[1])
-        bare = lambda words: re.sub(r"[`’'*]", "", html.unescape(words))
+
+        def bare(words):
+            return re.sub(r"[`’'*]", "", html.unescape(words))
+
         assert bare(heading) == bare(title), page
 
 
