@@ -205,7 +205,8 @@ def in_order(cells, known):
         return known[name].node.lineno if (name := documented(cell)) in known else 0
 
     for described, run in groupby(cells, lambda cell: bool(documented(cell))):
-        yield from sorted(run, key=line) if described else list(run)
+        run = list(run)
+        yield from sorted(run, key=line) if described else run
 
 
 def page(site, source):

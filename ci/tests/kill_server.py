@@ -31,7 +31,7 @@ PHASES = (
     "leaving",
 )
 EARLY = (
-    "matplotlib.pyplot madet.detectors.dense madet.methods.train madet.methods.train_command "
+    "matplotlib.pyplot madet.detectors.dense madet.methods.train madet.commands "
     "pycocotools.cocoeval"
 ).split()
 FORMAT = f"{1 + len(PHASES)}I"  # the phase now, then how often each was entered

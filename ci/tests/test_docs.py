@@ -148,7 +148,7 @@ def test_pictures_are_there_and_everything_comes_from_the_site_itself(built):
 def test_names_are_documented_with_anchors(built):
     site, pages = built
     atss = pages["assigners/atss.html"]
-    assert {"atss", "madet.assigners.atss.atss", "madet.assigners.atss.candidates"} <= atss.ids
+    assert {"atss", "madet.assigners.atss.atss", "madet.assigners.atss.atss_candidates"} <= atss.ids
     text = (site / "assigners/atss.html").read_text(encoding="utf-8")
     assert "algorithm 1" in text and '<details class="source"' in text
     recipe = (site / "training/recipe.html").read_text(encoding="utf-8")

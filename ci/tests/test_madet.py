@@ -277,13 +277,13 @@ import copy
 import torch
 import madet.heads.madet as part
 from madet.data.embedded import embedded
-from madet.detectors.madet import madet
+from madet.detectors.madet import madet_detector
 from madet.training.distributed import processes, rank, wrap_ddp
 torch.set_num_threads(1); torch.manual_seed(0)
 samples = [embedded("easy", "train").load(i) for i in range(4)]
 images = [s.image.float() / 255 for s in samples]
 truths = [dict(boxes=s.objects.boxes, labels=s.objects.labels) for s in samples]
-model = madet_rule(5, "tiny", channels=32, anchor_size=4.)
+model = madet_detector(5, "tiny", channels=32, anchor_size=4.)
 halves = [slice(0, 1), slice(1, 4)]                    # unlike numbers of objects
 gradient = lambda net: torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 with processes("cpu") as device:
