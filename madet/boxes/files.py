@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all, and JSON that says what is wrong with it.
+"""Files that are replaced as a whole, read with a helpful error, and locked while somebody writes
 
 Docs: https://madet.github.io/madet/boxes/files.html.md"""
 
@@ -7,22 +7,28 @@ Docs: https://madet.github.io/madet/boxes/files.html.md"""
 # %% auto #0
 __all__ = ['HALF', 'replacing', 'sync_folder', 'clear_half_written', 'write_json', 'read_json', 'why_not_read']
 
-# %% ../../nbs/boxes/91_files.ipynb #5a997eea
+# %% ../../nbs/boxes/91_files.ipynb #f11e0004
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO
 
+# %% ../../nbs/boxes/91_files.ipynb #f11e0005
 from .errors import BadInput
 
-# %% ../../nbs/boxes/91_files.ipynb #cd28460d
+# %% ../../nbs/boxes/91_files.ipynb #f11e0014
 HALF = ".half-written"  # ending of files that are not finished
 
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends well, and disappears when it does not."""
+    """A binary file that takes the place of `path` when the block ends well, and disappears when it does not.
+
+    Raises OSError where the folder cannot be written or the disk is full.
+    """
     path = Path(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}{HALF}")
     try:
@@ -30,6 +36,8 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, beside)
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -56,15 +64,15 @@ def clear_half_written(folder: Path | str) -> None:
     for path in Path(folder).glob(f"*{HALF}"):
         path.unlink(missing_ok=True)
 
-# %% ../../nbs/boxes/91_files.ipynb #1ca84e92
+# %% ../../nbs/boxes/91_files.ipynb #f11e0018
 def write_json(path: Path | str, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically; raises OSError where that is impossible."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(path: Path | str, default: Any = None) -> Any:
-    """What a JSON file holds, or `default`, if one is given, where it cannot be read.
+    """What the JSON file `path` holds; `default`, if one is given, where it is missing or cannot be read.
 
     Without a default, raises BadInput where the file is missing, a folder, or not JSON (with line and column).
     """
@@ -79,13 +87,13 @@ def read_json(path: Path | str, default: Any = None) -> Any:
 
 def why_not_read(error: OSError | ValueError, path: Path) -> str:
     """A sentence for an error while reading the JSON file `path`."""
+    if path.is_dir():
+        return f"{path} is a folder; give the JSON file inside it"
+    if not path.exists():
+        return f"{path} does not exist; check the path"
     if isinstance(error, json.JSONDecodeError):
         where = f"{path}: line {error.lineno}, column {error.colno}"
         return f"{where}: not JSON ({error.msg}); restore the file, or write or download it again"
     if isinstance(error, UnicodeDecodeError):
         return f"{path} is not text in UTF-8, so no JSON; is it the right file?"
-    if isinstance(error, FileNotFoundError):
-        return f"{path} does not exist; check the path"
-    if path.is_dir():
-        return f"{path} is a folder; give the JSON file inside it"
     return f"{path} cannot be read ({error})"

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from ..detectors.published import like_published
+from ..detectors.published_network import like_published
 from .method import Method, MethodOptions, RotatedOptions
 from .names import find_method
 from ..nets.res2net import res2net
@@ -48,10 +48,7 @@ def geometry_of(options: MethodOptions) -> Upright | Rotated:
     """The kind of box that a method with these `options` predicts: rotated where they name an angle version."""
     if not isinstance(options, RotatedOptions):
         return Upright()
-    refit = options.refit
-    if refit == "default":
-        refit = "edges" if options.angle_version == "le135" else "min_area"
-    return Rotated(options.angle_version, refit)
+    return Rotated.of_version(options.angle_version, options.refit)
 
 # %% ../../nbs/methods/10_load.ipynb #1c559ee0
 def match_norm(model: Any, recipe: Recipe, tensors: Iterable[str]) -> Any:

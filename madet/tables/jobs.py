@@ -103,10 +103,12 @@ def environment(threads, device=None):
     return mine | ({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})
 
 
-def launch(job, template, env):
+def launch(job, template, env, common=None):
     "Start `job` in a child process of its own session, its output in `child.log`; gives the process."
     job.folder.mkdir(parents=True, exist_ok=True)
-    parameters = job.params | {"out": str(job.folder), "resume": job.state == "broken"}
+    parameters = (
+        job.params | {"out": str(job.folder), "resume": job.state == "broken"} | (common or {})
+    )
     command = [
         sys.executable,
         "-c",
@@ -189,10 +191,11 @@ def drive(
     on_look=None,
     every=0.3,
     patience=60.0,
+    common=None,
 ):
     """Run `jobs` (those not done), at most `slots` at a time; gives the number that failed.
 
-    `threads`: cores for each; `devices`: CUDA devices to hand out in turn; `on_end(job, ok)` and `on_look(running jobs, waiting count)`
+    `common`: parameters of the notebook that all jobs share; `threads`: cores for each; `devices`: CUDA devices to hand out in turn; `on_end(job, ok)` and `on_look(running jobs, waiting count)`
     are called from this thread. KeyboardInterrupt (also by SIGTERM) interrupts all children, waits for them and is raised again.
     """
     waiting = [job for job in jobs if job.state != "done"]
@@ -209,7 +212,7 @@ def drive(
         while waiting or running:
             while waiting and len(running) < slots:
                 job, device = waiting.pop(0), free.pop(0) if free else None
-                running[launch(job, template, environment(threads, device))] = job, device
+                running[launch(job, template, environment(threads, device), common)] = job, device
             time.sleep(every)
             for process in [p for p in running if p.poll() is not None]:
                 job, device = running.pop(process)

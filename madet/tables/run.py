@@ -17,10 +17,19 @@ from pathlib import Path
 from ..boxes.errors import BadInput
 from ..figures.tables import Column, append_row, read_rows, render
 from ..methods.names import BACKBONES, METHODS, method_fields, recipe_of
-from .grid import PRINTED, Row, choose, missing, paper_folder, read_grid
+from madet.tables.grid import (
+    METRICS,
+    PRINTED,
+    Row,
+    choose,
+    missing,
+    paper_folder,
+    read_grid,
+    run_template,
+)
 from .jobs import Job, drive, make_job
 from .progress import Screen
-from .results import METRICS, claim_lines, claim_sentence, latest, result_line, summary
+from .results import claim_lines, claim_sentence, latest, result_line, summary
 
 # %% ../../nbs/tables/06_run.ipynb #d5c4b938
 SEEDS = {"thimble": 5, "bench": 3, "full": 1}
@@ -185,10 +194,10 @@ def share(scale, jobs, count):
     return slots, 1 if scale == "thimble" else max(1, cores // slots), devices
 
 # %% ../../nbs/tables/06_run.ipynb #1c4dfe19
-def papermill_command(job: Job, template: Path) -> str:
+def papermill_command(job: Job, paper: str) -> str:
     """The command that does the same by hand."""
-    words = ["papermill", str(template), str(job.folder / "run.ipynb")]
-    for name, value in (job.params | {"out": job.folder}).items():
+    words = ["papermill", str(run_template()), str(job.folder / "run.ipynb")]
+    for name, value in ({"paper": paper} | job.params | {"out": job.folder}).items():
         words += ["-p", name, str(value)]
     return shlex.join(words)
 
@@ -212,9 +221,7 @@ def look_ahead(
     return {"rows": bills, "total": sum_up(bills, slots)}, obstacles(bills, slots, out)
 
 
-def execute(
-    scale: str, jobs: list[Job], jobs_at_once: int | None, template: Path, out: Path
-) -> int:
+def execute(scale: str, jobs: list[Job], jobs_at_once: int | None, paper: str, out: Path) -> int:
     """Run the jobs, append a line to results.csv for each that ended; gives the number that failed."""
     todo = [job for job in jobs if job.state != "done"]
     slots, threads, devices = share(scale, jobs_at_once, len(todo))
@@ -235,13 +242,15 @@ def execute(
         screen.end(job, ok)
         append_row(results, result_line(job, job.row))
 
-    return drive(todo, template, slots, threads, devices, on_end, screen.look)
+    return drive(
+        todo, run_template(), slots, threads, devices, on_end, screen.look, common={"paper": paper}
+    )
 
 
-def say_plan(jobs: list[Job], reasons: dict[str, str], template: Path, why_not: str) -> list[dict]:
+def say_plan(jobs: list[Job], reasons: dict[str, str], paper: str, why_not: str) -> list[dict]:
     """Print what would run and what cannot; gives the runs as plain data."""
     for job in jobs:
-        print(f"{job.state:<7}{papermill_command(job, template)}")
+        print(f"{job.state:<7}{papermill_command(job, paper)}")
     for name, reason in reasons.items():
         print(f"cannot  {name}: {reason}")
     if why_not:
@@ -275,7 +284,6 @@ def run_table(
     Raises BadInput where an option, the grid or the data are wrong, KeyboardInterrupt once running rows are saved.
     """
     folder = paper_folder(paper)
-    template = folder / "run.ipynb"
     if jobs_at_once is not None and jobs_at_once < 1:
         raise BadInput(f"--jobs {jobs_at_once}: at least one run at a time is needed.")
     if Path(options.get("data", "embedded")).exists():
@@ -286,14 +294,14 @@ def run_table(
     ahead, why_not = look_ahead(scale, jobs, jobs_at_once, out, not dry_run)
     about = {"paper": paper, "scale": scale}
     if dry_run:
-        runs = say_plan(jobs, reasons, template, why_not)
+        runs = say_plan(jobs, reasons, paper, why_not)
         estimate = {"missing": reasons, "estimate": ahead, "refused": why_not}
         return about | estimate | {"runs": runs}, 0
     if why_not:
         raise BadInput(why_not)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        failed = execute(scale, jobs, jobs_at_once, template, out) if jobs else 0
+        failed = execute(scale, jobs, jobs_at_once, paper, out) if jobs else 0
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on where the rows were") from None
     return about | report(paper, scale, rows, jobs, reasons, out, bool(only)), failed

@@ -33,16 +33,10 @@ from .checkpoint import load_weights, seed_everything, preserve_rng
 from .distributed import max_over_ranks, processes, rank, wrap_ddp, barrier, world
 from .evaluate import evaluate, resizing, sized, views_of
 from .run_folder import RunFolder
-from madet.training.loop import (
-    Interrupted,
-    Signals,
-    make_plan,
-    make_state,
-    resume as resume_state,
-    supervised_step,
-    train_step,
-    train,
-)
+from .loop import make_plan, supervised_step, train_step, train
+from .resume import resume as resume_state
+from .signals import Interrupted, Signals
+from .state import make_state
 from .recipe import merge, scaled_lr, train_sides, turning, with_values
 from .schedules import length
 from .progress import in_words, peak_memory
