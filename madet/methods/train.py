@@ -118,7 +118,7 @@ def draw(out: Path | str, device: str = "", most: int = 1000) -> list[Path]:
 
 # %% ../../nbs/methods/20_train.ipynb #12f3c772
 def recipe_parameters(names: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a notebook's names (its `globals()`), those that are options of some recipe, or `scale`, and hold a scalar."""
+    """Of a notebook's names (its `globals()`), those that are options, or `scale`, and hold a scalar."""
     known = {"scale"} | {f.name for f in fields(Recipe)}
     for options_class in options_classes():
         known |= {f.name for f in fields(options_class)}
