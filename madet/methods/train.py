@@ -30,7 +30,7 @@ from ..training.run import open_splits, run
 # %% ../../nbs/methods/20_train.ipynb #522ed652
 @dataclass(frozen=True)
 class ParsedRun:
-    """The options of a run, converted and checked: scale, method, both parts of the recipe, and which names were given."""
+    """The options of a run, converted and checked: scale, method, recipe, and which names were given."""
 
     scale: str
     method: Method
