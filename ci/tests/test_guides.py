@@ -107,7 +107,8 @@ def test_adding_a_method_as_the_guide_says(root, tmp_path):
             ("code", "#| default_exp assigners.best_few"),
             (
                 "code",
-                "#| export\nimport torch\n\nfrom madet.assigners.atss import candidates\nfrom madet.assigners.max_iou import BACKGROUND, IGNORED, in_ignored\n"
+                "#| export\nimport torch\n\nfrom madet.assigners.atss import atss_candidates\nfrom "
+                "madet.assigners.max_iou import BACKGROUND, IGNORED, inside_ignored\n"
                 "from madet.boxes.geometry import Upright",
             ),
             ("code", "#| export\n" + cell_with(guide, "@torch.no_grad()\ndef best_few")),
@@ -121,7 +122,7 @@ def test_adding_a_method_as_the_guide_says(root, tmp_path):
         "\n    from madet.detectors.dense import atss_detector"
         "\n\n    return "
     )
-    table = 'METHODS = (Method("best-few", DenseOptions, build_best_few, DEFAULTS),)'
+    entry = 'METHODS = (Method("best-few", DenseOptions, build_best_few, DEFAULTS),)'
     write_notebook(
         tree / "nbs/methods/06_best_few.ipynb",
         [
@@ -133,7 +134,7 @@ def test_adding_a_method_as_the_guide_says(root, tmp_path):
                 "from madet.methods.dense import DEFAULTS, DenseOptions\n"
                 "from madet.methods.method import Method",
             ),
-            ("code", f"#| export\n{head}{inside}{rest}\n\n\n{table}"),
+            ("code", f"#| export\n{head}{inside}{rest}\n\n\n{entry}"),
         ],
     )
     names = tree / "nbs/methods/00_names.ipynb"

@@ -18,17 +18,11 @@ from torch import Tensor, nn
 
 from ..boxes.errors import BadInput
 from ..data.class_lists import LISTS
+from ..detectors.checkpoint_facts import RecognizedCheckpoint
 from ..detectors.checkpoints import Checkpoint, open_checkpoint
+from ..detectors.keys import account, other_epsilon, renamed, without_unused
 from ..detectors.mmrotate import extra_of, is_rotated, rotated_head
-from madet.detectors.published import (
-    RecognizedCheckpoint,
-    account,
-    how_used,
-    other_epsilon,
-    recognize,
-    renamed,
-    without_unused,
-)
+from ..detectors.published import how_used, recognize
 from .load import detector_from, rebuilt, weights_file
 from .names import recipe_of
 from ..nets.res2net import res2net

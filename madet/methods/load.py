@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from ..detectors.published import like_published
+from ..detectors.published_network import like_published
 from .method import Method, MethodOptions, RotatedOptions
 from .names import find_method
 from ..nets.res2net import res2net
@@ -50,13 +48,10 @@ def geometry_of(options: MethodOptions) -> Upright | Rotated:
     """The kind of box that a method with these `options` predicts: rotated where they name an angle version."""
     if not isinstance(options, RotatedOptions):
         return Upright()
-    refit = options.refit
-    if refit == "default":
-        refit = "edges" if options.angle_version == "le135" else "min_area"
-    return Rotated(options.angle_version, refit)
+    return Rotated.of_version(options.angle_version, options.refit)
 
 # %% ../../nbs/methods/10_load.ipynb #1c559ee0
-def match_norm(model: nn.Module, recipe: Recipe, tensors: Iterable[str]) -> nn.Module:
+def match_norm(model: Any, recipe: Recipe, tensors: Iterable[str]) -> Any:
     """The freshly built `model`, its backbone with stored BatchNorm statistics if a file's `tensors` have them."""
     if not any("running_mean" in name for name in tensors):
         return model
@@ -77,7 +72,7 @@ def rebuilt(
     num_classes: int,
     tensors: dict[str, Any],
     published: dict[str, Any] | None = None,
-) -> nn.Module:
+) -> Any:
     """An empty model that fits a file's `tensors`, without a download.
 
     `published` says how a converted network differs from our own.
@@ -88,9 +83,7 @@ def rebuilt(
     return like_published(model, published, tensors, recipe.backbone)
 
 # %% ../../nbs/methods/10_load.ipynb #b1297ffb
-def detector_from(
-    path: Path | str, trust: bool = False
-) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
+def detector_from(path: Path | str, trust: bool = False) -> tuple[Any, Recipe, tuple[str, ...]]:
     """(model in evaluation mode, recipe, class names) of a run folder or a weights file.
 
     `trust` allows a pickle that runs a program. Raises BadInput, which says what is wrong with the file.

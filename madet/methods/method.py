@@ -8,7 +8,7 @@ Docs: https://madet.github.io/madet/methods/method.html.md"""
 __all__ = ['ROTATED_CHOICES', 'MethodOptions', 'Method', 'check_choices', 'check_ranges', 'check_anchor_size', 'RotatedOptions']
 
 # %% ../../nbs/methods/01_method.ipynb #0bb8d0a9
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,9 @@ class MethodOptions:
 class Method:
     """An entry of the table of methods.
 
-    `build` takes the common recipe, the method's options and the number of classes, and gives a detector: a torch module
-    with `boxes`, the geometry of its answers. `defaults` holds, by scale, the fields of recipe or options that the
-    method sets unless the user does.
+    `build` takes the common recipe, the method's options and the number of classes, and gives a detector: a torch
+    module with `boxes`, the geometry of its answers. `defaults` holds, by scale, the fields of recipe or options that
+    the method sets unless the user does.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Method:
     defaults: dict[str, dict[str, Any]]
 
 # %% ../../nbs/methods/01_method.ipynb #e6159834
-def check_choices(options: MethodOptions, choices: dict[str, tuple[str, ...]]) -> None:
+def check_choices(options: MethodOptions, choices: Mapping[str, tuple[str, ...]]) -> None:
     """Raises BadInput where a field named in `choices` has a value that is not listed there."""
     for name, known in choices.items():
         value = getattr(options, name)
@@ -48,7 +48,7 @@ def check_choices(options: MethodOptions, choices: dict[str, tuple[str, ...]]) -
             raise BadInput(f"{option_word(name)} is {value!r}; choose from {listed}")
 
 
-def check_ranges(options: MethodOptions, ranges: dict[str, tuple[float, float]]) -> None:
+def check_ranges(options: MethodOptions, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Raises BadInput where a field named in `ranges` lies outside (lowest, highest)."""
     for name, (low, high) in ranges.items():
         value = getattr(options, name)

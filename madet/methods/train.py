@@ -42,8 +42,8 @@ class ParsedRun:
 def parse_run(flat: Mapping[str, Any], out: Path | str, resume: bool = False) -> ParsedRun:
     """Flat options as a recipe, on top of those stored in the folder `out` if the run is to be resumed.
 
-    `flat`: texts or typed values by name, `scale` among them; None stands for not given. Raises BadInput where a name or
-    a value cannot be used.
+    `flat`: texts or typed values by name, `scale` among them; None stands for not given.
+    Raises BadInput where a name or a value cannot be used.
     """
     given = current_names({name: value for name, value in flat.items() if value is not None})
     path = Path(out) / "params.json"
@@ -64,9 +64,10 @@ def train_run(
 ) -> dict[str, Any]:
     """Train, score and draw one detector in the folder `out`; gives the content of metrics.json.
 
-    `flat`: options of the recipe and of the method, and `scale`, by name, as `parse_run` takes them; `resume`: go on where it
-    stopped; `device`: by default a GPU where there is one, at thimble the CPU; `stream`: where sentences go, standard error by
-    default. Raises BadInput, and Interrupted (a KeyboardInterrupt) once the run is saved.
+    `flat`: options of the recipe and of the method, and `scale`, by name, as `parse_run` takes them;
+    `resume`: go on where it stopped; `device`: by default a GPU where there is one, at thimble the CPU;
+    `stream`: where sentences go, standard error by default.
+    Raises BadInput, and Interrupted (a KeyboardInterrupt) once the run is saved.
     """
     follow_launcher()
     asked = parse_run(flat, out, resume)
@@ -97,7 +98,7 @@ def train_run(
 
 # %% ../../nbs/methods/20_train.ipynb #01236b59
 def is_main_process() -> bool:
-    """Whether this is the first of the processes that torchrun started, or the only one (also after they have parted)."""
+    """Whether this is the only process or the first that torchrun started (also after they have parted)."""
     return int(os.environ.get("RANK", 0)) == 0
 
 

@@ -19,7 +19,7 @@ import time
 def die_with_parent(parent: int | None = None) -> None:
     """Make this process die (SIGKILL) as soon as its parent does; `parent`: the parent's id, if the caller knows it.
 
-    The request is tied to the parent's *thread* that started us, so parents must start children from a thread that lasts.
+    The request is tied to the parent's *thread* that started us: children must be started from a thread that lasts.
     """
     parent = parent or os.getppid()
     if sys.platform == "linux":

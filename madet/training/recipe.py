@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-# %% ../../nbs/training/00_recipe.ipynb #af206e3d
 from ..boxes.errors import BadInput
 from .former_names import current_names
 
@@ -146,7 +145,7 @@ def option_word(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def convert(name: str, value: Any, kind: type) -> str | int | float | bool:
+def convert(name: str, value: Any, kind: Any) -> str | int | float | bool:
     """`value` (text or already typed) as `kind` (str, int, float, bool). Raises BadInput where it is none."""
     try:
         return CONVERTERS[kind](value)

@@ -13,6 +13,7 @@ import copy
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import torch
 # %% ../../nbs/training/09_run.ipynb #d4a227eb
 from ..boxes.errors import BadInput
 from ..boxes.files import read_json
-from ..boxes.geometry import Upright
+from ..boxes.geometry import Rotated, Upright
 from ..data.augment import Compose, OneOf, RandomFlip, RandomRotate
 from ..data.batches import Batches
 from ..data.embedded import embedded
@@ -32,16 +33,10 @@ from .checkpoint import load_weights, seed_everything, preserve_rng
 from .distributed import max_over_ranks, processes, rank, wrap_ddp, barrier, world
 from .evaluate import evaluate, resizing, sized, views_of
 from .run_folder import RunFolder
-from madet.training.loop import (
-    Interrupted,
-    Signals,
-    make_plan,
-    make_state,
-    resume as resume_state,
-    supervised_step,
-    train_step,
-    train,
-)
+from .loop import make_plan, supervised_step, train_step, train
+from .resume import resume as resume_state
+from .signals import Interrupted, Signals
+from .state import make_state
 from .recipe import merge, scaled_lr, train_sides, turning, with_values
 from .schedules import length
 from .progress import in_words, peak_memory
@@ -52,7 +47,7 @@ def names(text) -> tuple:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def open_splits(recipe, geometry=Upright()) -> dict:
+def open_splits(recipe, geometry: Upright | Rotated = Upright()) -> dict:
     """{"train", "val", "test": Dataset} of a recipe, with the classes of train in all of them."""
     if recipe.data == "embedded":
         return {
@@ -115,7 +110,7 @@ def run(
     resume=False,
     given=None,
     device="",
-    geometry=Upright(),
+    geometry: Upright | Rotated | Callable = Upright(),
     step_fn=supervised_step,
     minutes=20.0,
     tensorboard=False,
