@@ -62,7 +62,7 @@ def score_coco_files(
             long_names[f"A{kind}{size}"] = score[f"A{kind}{size[0]}"]
     return coco.coco_json(score) | long_names
 
-
+# %% ../../nbs/methods/28_score_files.ipynb #0200a8bb
 def as_detections(pages: Pages, classes: list[str], known: Pages) -> list[dict]:
     """Pages of boxes as the VOC scorer takes them, images that `known` has."""
     return [
@@ -120,7 +120,9 @@ def score_voc_files(
 
 # %% ../../nbs/methods/28_score_files.ipynb #109f6005
 def dota_rules(rules: str | None, difficult: str | None, equal: str | None) -> dict:
-    """The devkit's or MMRotate's rules for difficult objects (skip, count) and an overlap at the threshold (miss, hit)."""
+    """The devkit's or MMRotate's rules for difficult objects (skip, count) and an overlap at the threshold (miss,
+    hit).
+    """
     chosen = dict(dota.MMROTATE if rules == "mmrotate" else dota.DEVKIT)
     if difficult:
         chosen["count_difficult"] = difficult == "count"
@@ -142,7 +144,7 @@ def read_rotated_results(
         categories = coco.category_names(read_json(truth)["categories"])
     return read_rotated_json(results, known, categories)
 
-
+# %% ../../nbs/methods/28_score_files.ipynb #fa813b4b
 def score_dota_files(
     truth: Path | str,
     results: Path | str,
