@@ -126,7 +126,8 @@ def show_branches(paper: str, out: Path | str) -> None:
     display(
         Markdown(
             "## Branch by branch, and where the head looks\n\n"
-            "What the anchor-based and the anchor-free branch find alone and together, whose box fits better by shape, and what the head reads at learned places. "
+            "What the anchor-based and the anchor-free branch find "
+            "alone and together, whose box fits better by shape, and what the head reads at learned places. "
             "`nbs/methods/31_branches.ipynb` explains the figures; the numbers are in `branches.json`."
         )
     )
