@@ -31,11 +31,29 @@ def paper_files():
             )
 
 
-version = re.search(r'^__version__ = "(.+)"', (HERE / "madet/__init__.py").read_text(), re.M).group(
-    1
-)
+REPOSITORY = "https://github.com/madet/madet"
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
+
+
+def long_description():
+    """README.md with links and pictures that work on a package index page, outside the repository."""
+
+    def absolute(found):
+        picture, text, path = found.groups()
+        kind = "raw" if picture else "blob"
+        return f"{picture}[{text}]({REPOSITORY}/{kind}/main/{path})"
+
+    return LINK.sub(absolute, (HERE / "README.md").read_text(encoding="utf-8"))
+
+
+def version():
+    """The version that the package states."""
+    text = (HERE / "madet/__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"', text, re.M)[1]
+
+
 setup(
-    version=version,
+    version=version(),
     long_description=long_description(),
     long_description_content_type="text/markdown",
     keywords=settings["keywords"].split(),

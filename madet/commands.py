@@ -102,7 +102,7 @@ def run_parity(args: Namespace, put: Put) -> int:
     """`madet parity`: 0 where all cases hold, 1 where one fails, else 2 where one has no handler."""
     from madet.parity.run import as_dict, failed, run_fixtures
 
-    results = run_fixtures(args.folder, args.only)
+    results = run_fixtures(args.folder, args.only, args.device)
     bad = any(map(failed, results))
     unknown = any(result.missing for result in results)
     put(dict(ok=not bad and not unknown, cases=[as_dict(result) for result in results]))

@@ -12,7 +12,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import Field, fields
 from typing import Container
 
-from .methods.names import METHODS, options_classes
+from .methods.names import options_classes
 from .training.recipe import Recipe, comments
 
 # %% ../nbs/91_options.ipynb #6d86db47

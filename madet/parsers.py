@@ -307,6 +307,11 @@ def add_parity(subparsers) -> None:
         help="only files whose name without ending matches one of these",
     )
     add_json(parser, "one JSON document with every array on standard output")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where to compute: cpu or cuda, there without TF32 and with 10 times the tolerances",
+    )
 
 # %% ../nbs/93_parsers.ipynb #d62dfec5
 FORMATS = ("coco", "voc", "dota", "rolabel", "hrsc", "dior")  # of madet.data.export

@@ -14,6 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "ci")]  # this checkout's madet, and the s
 
 MARKS = {
     "long": "takes minutes, a browser, a scheduler or several processes: ci/test-long",
+    "trains": "hangs on a training, the order of sums or threads: ci/test-long runs it in five settings",
     "gpu": "needs a CUDA device; skipped where there is none",
 }
 
@@ -78,7 +79,9 @@ def real(shared):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Two single-threaded jobs on two cores run at full speed, two with default threads many times slower."""
+    """Two single-threaded jobs on two cores run at full speed, two with default threads many times slower.
+
+    $OMP_NUM_THREADS asks for more."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     yield

@@ -125,30 +125,21 @@ def test_a_planted_module_is_found(package, check, text, sentence):
     assert any(sentence in one for one in said), said
 
 
-def notebook(*cells):
-    return json.dumps({"cells": list(cells), "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
-
-
-def code(source, picture=False):
+def shown(source, picture=False):
     output = {"output_type": "display_data", "data": {"image/png": ""}, "metadata": {}}
-    return {
-        "cell_type": "code",
-        "id": "planted",
-        "source": source,
-        "outputs": [output] * picture,
-    }
+    return cell("code", source, outputs=[output] * picture)
 
 
 @pytest.mark.parametrize(
     "cells, sentence",
     [
-        ([code("x = 1\n" * 61)], "61 lines"),
-        ([code("x" * 121)], "over 120 columns"),
-        ([code("x = 1")] * 7 + [code("plot()", True)], "stands in cell 8"),
+        (["x = 1\n" * 61], "61 lines"),
+        (["x" * 121], "over 120 columns"),
+        (["x = 1"] * 7 + ["plot()"], "stands in cell 8"),
     ],
 )
 def test_a_planted_lesson_is_found(tmp_path, cells, sentence):
-    write(tmp_path / "nbs/a.ipynb", notebook(*cells))
+    notebook(tmp_path / "nbs/a.ipynb", [shown(one, one == "plot()") for one in cells])
     _, said = checks.lessons(tmp_path)
     assert any(sentence in one for one in said), said
 
@@ -287,7 +278,8 @@ def test_readme_bridge():
                 cell("raw", "---\ntitle: name\ndescription: A sentence\n---"),
                 cell(
                     "markdown",
-                    "[a](boxes/00_upright.ipynb#x) [b](../papers/atss/paper.md) [c](https://a.b/c) [d](#here)\n```\n[e](f)\n```",
+                    "[a](boxes/00_upright.ipynb#x) [b](../papers/atss/paper.md) [c](https://a.b/c) "
+                    "[d](#here)\n```\n[e](f)\n```",
                 ),
                 cell("code", "#| hide\n1", outputs=[{"data": {"text/plain": "secret"}}]),
                 cell(
@@ -441,6 +433,32 @@ def test_notebooks_are_counted(tmp_path, root):
     children = suite.Children()
     assert suite.run_notebooks(tmp_path, [good, bad], children) == {"passed": 1, "failed": 1}
     assert suite.run_notebooks(tmp_path, [slow], children, seconds=5) == {"failed": 1}
+
+
+def test_a_setting_reaches_the_notebooks_that_train(tmp_path, root):
+    (tmp_path / "pyproject.toml").write_text((root / "pyproject.toml").read_text())
+    write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
+    asks = '#| trains\nimport os\nassert os.environ["OMP_NUM_THREADS"] + os.environ["ONEDNN_MAX_CPU_ISA"] == "2AVX2"'
+    marked = notebook(tmp_path / "nbs/marked.ipynb", [cell("code", asks, outputs=[])])
+    notebook(tmp_path / "nbs/other.ipynb", [cell("code", "assert True", outputs=[])])
+    assert [path for path in suite.find_notebooks(tmp_path) if suite.flagged(path, "trains")] == [
+        marked
+    ]
+    setting = suite.SETTINGS["AVX2, two threads"]
+    assert suite.run_notebooks(tmp_path, [marked], suite.Children(), setting=setting) == {
+        "passed": 1
+    }
+    assert suite.run_notebooks(
+        tmp_path, [marked], suite.Children(), setting=suite.NARROW | suite.ONE
+    ) == {"failed": 1}
+    assert len(suite.SETTINGS) == 5
+
+
+def test_settings_belong_to_the_long_tests(root):
+    refused = subprocess.run(
+        [sys.executable, root / "ci/suite.py", root, "settings"], capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "ci/test-long" in refused.stderr
 
 
 def fake_python(folder, name, version, venv=True):

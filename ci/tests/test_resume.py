@@ -1,4 +1,7 @@
-"""A run that was killed, interrupted or out of room ends as one that was not: true processes, true signals, true limits."""
+"""A run that was killed, interrupted or out of room ends as one that was not.
+
+True processes, true signals, true limits.
+"""
 
 import json
 import os
@@ -120,6 +123,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("at", [3, 37])  # before the first checkpoint, and between two
+@pytest.mark.trains
 def test_kill_9_and_resume(data, straight, tmp_path, at):
     child = start(data, tmp_path / "run", "ema=0.9", "--pause", 0.02, until=at)
     child.kill()
@@ -202,6 +206,7 @@ def test_who_may_write(data, straight, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.trains
 def test_workers_do_not_matter(data, straight, tmp_path):
     assert go(data, tmp_path / "run", "ema=0.9", "workers=2").returncode == 0
     assert_same(tmp_path / "run", straight)
@@ -230,6 +235,7 @@ def two(data, out, *words):
 
 
 @pytest.mark.parametrize("kind", ["toy", pytest.param("atss", marks=pytest.mark.long)])
+@pytest.mark.trains
 def test_two_processes_make_the_losses_of_one(data, tmp_path, kind):
     words = ["--calm", "optimizer=sgd", "lr=0.01"]
     if kind == "atss":

@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/methods/convert.html.md"""
 
 # %% auto #0
 __all__ = ['LICENCES', 'UNKNOWN', 'PARTS', 'NOTES', 'CAFFE_NOTE', 'licence_of', 'coco_names', 'read_names', 'names_of', 'fill',
-           'usable_tensors', 'detector', 'backbone', 'check_out', 'convert', 'part_of', 'report']
+           'usable_tensors', 'detector', 'backbone', 'check_out', 'convert', 'part_of', 'report', 'slim_weights']
 
 # %% ../../nbs/methods/24_convert.ipynb #d4076690
 import re
@@ -18,21 +18,16 @@ from torch import Tensor, nn
 
 from ..boxes.errors import BadInput
 from ..data.class_lists import LISTS
+from ..detectors.checkpoint_facts import RecognizedCheckpoint
 from ..detectors.checkpoints import Checkpoint, open_checkpoint
+from ..detectors.keys import account, other_epsilon, renamed, without_unused
 from ..detectors.mmrotate import extra_of, is_rotated, rotated_head
-from madet.detectors.published import (
-    RecognizedCheckpoint,
-    account,
-    how_used,
-    other_epsilon,
-    recognize,
-    renamed,
-    without_unused,
-)
-from .names import rebuilt, recipe_of
+from ..detectors.published import how_used, recognize
+from .load import detector_from, rebuilt, weights_file
+from .names import recipe_of
 from ..nets.res2net import res2net
 from ..nets.resnet import resnet
-from ..training.checkpoint import save_weights
+from ..training.checkpoint import about_weights, save_weights
 from ..training.recipe import merge
 
 # %% ../../nbs/methods/24_convert.ipynb #6a6b69ce
@@ -315,3 +310,10 @@ def report(answer: dict, every_key: bool = False) -> str:
         f"written: {answer['out']}",
     ]
     return "\n".join(lines)
+
+# %% ../../nbs/methods/24_convert.ipynb #644eca7c
+def slim_weights(run: Path | str, out: Path | str) -> Path:
+    """Write the weights of a run folder or file in half precision to the safetensors file `out`, metadata included; gives its path."""
+    path = weights_file(run)
+    save_weights(out, detector_from(path)[0].half(), **about_weights(path))
+    return Path(out)

@@ -11,7 +11,7 @@ __all__ = ['chosen_records', 'shortened', 'draw_page']
 import sys
 from pathlib import Path
 
-from ..data.report import Report, some
+from ..data.report import Report, sample_paths
 from ..figures.draw import contact_sheet, save_png
 
 # %% ../../nbs/methods/25_data_page.ipynb #e13af74d
@@ -19,7 +19,7 @@ def chosen_records(found: Report, count: int) -> list[int]:
     """Indices of at most `count` records for a page, those with objects first; the same ones every time."""
     records = found.dataset.records
     filled = [record.path for record in records if len(record.objects)]
-    shown = set(some(filled or [record.path for record in records], count))
+    shown = set(sample_paths(filled or [record.path for record in records], count))
     return [i for i, record in enumerate(records) if record.path in shown]
 
 

@@ -17,7 +17,7 @@ from ..boxes.files import write_json
 from ..boxes.geometry import Rotated
 from ..data.pixels import IMAGE_SUFFIXES, read_image
 from ..figures.draw import annotate
-from .names import detector_from
+from .load import detector_from
 from .score import recipe_with
 from ..training.distributed import pick_device
 from ..training.evaluate import detect_images, views_of

@@ -18,7 +18,7 @@ from ..data.embedded import embedded
 from ..data.open_folder import open_data
 from ..data.sample import Dataset
 from ..figures.tables import Column, render
-from .names import detector_from
+from .load import detector_from
 from .pictures import draw_run
 from ..metrics.coco import coco_json
 from ..metrics.dota import as_quads, write_task1

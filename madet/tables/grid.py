@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..boxes.errors import BadInput
+from ..training.former_names import current_names
 
 # %% ../../nbs/tables/00_grid.ipynb #558e61b6
 def paper_folders() -> list[Path]:
@@ -117,7 +118,7 @@ class Row:
 
 
 def split_settings(cells: dict[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Cells {column: text} parted into those for every scale and {scale: those for it}; empty cells are left out."""
+    """Cells {column: text} parted into those for every scale and {scale: those for it}; empty cells are left out, former names read."""
     settings: dict[str, str] = {}
     at: dict[str, dict[str, str]] = {}
     for column, text in cells.items():
@@ -128,7 +129,7 @@ def split_settings(cells: dict[str, str]) -> tuple[dict[str, str], dict[str, dic
             at.setdefault(scale, {})[field] = text
         else:
             settings[column] = text
-    return settings, at
+    return current_names(settings), {scale: current_names(some) for scale, some in at.items()}
 
 
 def read_claims(text: str, where: str) -> tuple[tuple[str, str, str], ...]:

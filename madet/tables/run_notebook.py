@@ -19,9 +19,9 @@ import psutil
 from ..boxes.errors import BadInput
 from ..boxes.files import replacing
 from ..figures.tables import Table
-from ..methods.branches import branch_report
 from ..methods.names import METHODS
 from ..methods.train import recipe_parameters, train_run
+from .branch_report import branch_report
 from .grid import paper_folder
 from ..training.former_names import current_names
 
@@ -128,7 +128,7 @@ def show_branches(paper: str, out: Path | str) -> None:
             "## Branch by branch, and where the head looks\n\n"
             "What the anchor-based and the anchor-free branch find "
             "alone and together, whose box fits better by shape, and what the head reads at learned places. "
-            "`nbs/methods/31_branches.ipynb` explains the figures; the numbers are in `branches.json`."
+            "`nbs/tables/09_branch_report.ipynb` explains the figures; the numbers are in `branches.json`."
         )
     )
     for path in branch_report(out):
