@@ -293,7 +293,7 @@ def measure(
     with preserve_rng():
         seed_everything(recipe.seed)
         model = build(recipe, method_options, len(parts["train"].classes))
-        model = model.to(device, memory_format=torch.channels_last)
+        model = model.to(device=device, memory_format=torch.channels_last)
         state = make_state(model, recipe)
         found = measure_training(recipe, state, parts, scale, device)
         found["image_seconds"] = measure_scoring(recipe, model, parts["val"])
