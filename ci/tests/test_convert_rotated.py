@@ -193,7 +193,7 @@ def test_the_layout_of_0_3_gives_what_plain_convolutions_give(
     version = name.split("_")[-1].split("-")[0]
     assert (
         model.boxes.version == version
-        and model.head.match == match
+        and model.head.match_on == match
         and recipe.method == "-".join(name.split("_")[:2])
     )
     pixels = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
