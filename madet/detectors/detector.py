@@ -9,6 +9,7 @@ __all__ = ['Size', 'IMAGENET', 'CAFFE', 'Pixels', 'pixels_for', 'targets_to', 'c
 
 # %% ../../nbs/detectors/00_detector.ipynb #117b1241
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Pixels:
         """Images `[3, H, W]` normalized and padded with zeros at the right and bottom.
 
         Returns pixels `[B, 3, H, W]`, each image's size, and its size padded alone (height, width)."""
-        sizes = [tuple(image.shape[-2:]) for image in images]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         padded = [(self._round_up(height), self._round_up(width)) for height, width in sizes]
         tallest = max(height for height, _ in padded)
         widest = max(width for _, width in padded)
@@ -117,6 +118,12 @@ class Detector(nn.Module):
 
     `boxes` is the geometry of its detections, `classes` the names of their classes where known."""
 
+    backbone: Any  # modules with attributes and methods of their own
+    neck: Any
+    head: Any
+    boxes: Upright | Rotated
+    num_classes: int
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -131,8 +138,8 @@ class Detector(nn.Module):
         self.head = head
         self.pixels = pixels
         self.classes = classes
-        self.num_classes = head.num_classes
-        self.boxes = head.coder.boxes
+        self.num_classes = self.head.num_classes
+        self.boxes = self.head.coder.boxes
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """Pyramid levels `[B, C, H, W]` of normalized `pixels` `[B, 3, H, W]`, finest first."""

@@ -12,6 +12,7 @@ __all__ = ['IS_ATSS', 'HANDLERS', 'anchors_and_coder', 'postprocess_of', 'build'
 # %% ../../nbs/parity/03_models.ipynb #b8a2e278
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ from .rotated import written_like
 def anchors_and_coder(config: dict) -> tuple[AnchorGrid, DeltaCoder]:
     """Anchors and box coder of MMDetection's or MMRotate's `bbox_head`."""
     grid, code = grid_of(config["anchor_generator"]), config["bbox_coder"]
-    shared = dict(means=tuple(code["target_means"]), stds=tuple(code["target_stds"]))
+    shared: dict[str, Any] = dict(
+        means=tuple(code["target_means"]), stds=tuple(code["target_stds"])
+    )
     if "angle_version" not in code:
         return grid, DeltaCoder(**shared)
     version = config["anchor_generator"]["angle_version"]
@@ -261,8 +264,8 @@ def rescaled(boxes: Tensor, factor: Tensor) -> Tensor:
     if boxes.shape[-1] == 4 or factor[0] == factor[1]:
         return torch.cat([boxes[:, :4] / factor, boxes[:, 4:]], 1)
     cos, sin = boxes[:, 4].cos(), boxes[:, 4].sin()
-    x, y = (cos, sin) / factor[:2, None]
-    u, v = (sin, cos) / factor[:2, None]
+    x, y = cos / factor[0], sin / factor[1]
+    u, v = sin / factor[0], cos / factor[1]
     center_x, center_y = boxes[:, 0] / factor[0], boxes[:, 1] / factor[1]
     width, height = boxes[:, 2] * torch.hypot(x, y), boxes[:, 3] * torch.hypot(u, v)
     return torch.stack([center_x, center_y, width, height, torch.atan2(u, v)], 1)
@@ -301,7 +304,11 @@ def recorded_detections(
 
     `factor` `[4]` divides our boxes. Boxes within .1 px, scores within 2e-3, labels exactly."""
     name = f"det{index}"
-    recorded = [z[f"{name}_{what}{suffix}"] for what in ("boxes", "labels", "scores")]
+    recorded = (
+        z[f"{name}_boxes{suffix}"],
+        z[f"{name}_labels{suffix}"],
+        z[f"{name}_scores{suffix}"],
+    )
     before = dict(candidates, boxes=rescaled(candidates["boxes"], factor))
     after = dict(kept, boxes=rescaled(kept["boxes"], factor))
     place = _lookup(*recorded, before)

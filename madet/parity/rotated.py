@@ -270,8 +270,10 @@ def _by_iou(
 ) -> tuple[np.ndarray, np.ndarray]:
     "Indices in their numbers and best overlaps under RetinaNet's thresholds."
     priors = Priors(boxes, (len(boxes),), (8,))
-    thresholds = dict(positive=0.5, negative=0.4, low_quality=0.0)
-    found = indices(max_iou(priors, truths, geometry, match_zero_iou=True, **thresholds))
+    matched = max_iou(
+        priors, truths, geometry, positive=0.5, negative=0.4, low_quality=0.0, match_zero_iou=True
+    )
+    found = indices(matched)
     if not len(truths):
         return found, np.zeros(len(boxes), np.float32)
     iou = geometry.iou(boxes, truths)
