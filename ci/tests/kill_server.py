@@ -71,7 +71,7 @@ class Place:
 def mark_all(place):
     """What stands between the marked functions of `train` is waiting for the next batch."""
     from madet.methods import train as report
-    from madet.training import loop, run
+    from madet.training import loop, resume, run
     from madet.training import run_folder as folder
 
     place.mark(folder.RunFolder, "keep", "noting")
@@ -79,14 +79,11 @@ def mark_all(place):
     place.mark(run, "train", "loading")
     place.mark(run, "evaluate", "scoring", unless="evaluating")
     place.mark(report, "draw", "drawing")
-    for name, phase in dict(
-        take_step="step",
-        save_checkpoint="saving",
-        save_weights="keeping",
-        judge="evaluating",
-        load_checkpoint="reading",
-    ).items():
-        place.mark(loop, name, phase)
+    place.mark(loop, "train_step", "step")
+    place.mark(loop, "evaluate_and_keep_best", "evaluating")
+    place.mark(resume, "save_checkpoint", "saving")
+    place.mark(resume, "save_weights", "keeping")
+    place.mark(resume, "load_checkpoint", "reading")
 
 
 def child(arguments, printed, phases):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from madet.detectors.dense import atss_detector
-from madet.methods.names import BACKBONES, match_norm
+from madet.methods.load import match_norm
+from madet.methods.names import BACKBONES
 from madet.nets.deform import DeformConv
 from madet.nets.res2net import res2net
 from madet.nets.resnet import resnet

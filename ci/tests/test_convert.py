@@ -13,7 +13,7 @@ from PIL import Image
 from test_commands import voc
 
 from madet.cli import main
-from madet.methods.names import detector_from
+from madet.methods.load import detector_from
 from madet.nets.resnet import resnet
 from madet.parity.fixtures import drawn, open_fixture
 from madet.parity.models import inputs_of, recorded_detections, tensor

@@ -9,7 +9,7 @@ import torchvision
 from test_convert import madet, published
 from torch.nn import functional as F
 
-from madet.methods.names import detector_from
+from madet.methods.load import detector_from
 from madet.parity.fixtures import open_fixture
 from madet.parity.models import inputs_of, places, recorded_detections
 

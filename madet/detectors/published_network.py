@@ -22,7 +22,7 @@ from .mmrotate import as_mmrotate
 from .torchvision import TorchvisionDetector
 from ..heads.dense import DenseHead
 from ..heads.detect import PostprocessConfig
-from ..heads.towers import Scale, flatten_locations
+from ..heads.towers import Scale
 from ..nets.fpn import FPN
 from ..nets.resnet import resnet
 
@@ -42,12 +42,8 @@ class ShiftedScale(Scale):
 class CenternessBesideClasses(DenseHead):
     """A dense head whose centerness is read from the class tower, as FCOS had it first."""
 
-    def _level(
-        self, level: int, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
-        logits, box, _, shape = super()._level(level, x)
-        quality = self.quality_out(self.class_tower(x)).float()
-        return logits, box, flatten_locations(quality, 1)[..., 0], shape
+    def _quality_map(self, for_class: Tensor, for_box: Tensor) -> Tensor:
+        return self.quality_out(for_class)
 
 
 def as_fcos(head: DenseHead, form: dict) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..assigners.atss import adaptive_threshold, atss, atss_candidates
 from ..assigners.madet import class_cost, madet
+from ..assigners.max_iou import PriorPredictions
 from ..boxes.geometry import Upright
 from ..boxes.priors import Priors
 from ..detectors.detector import Detector, Size
 from ..detectors.keys import rename_all
 from ..heads.dense import Predictions
-from ..heads.madet import MAHead, madet_head
+from ..heads.madet import MAHead, madet_head, overlaps_and_box_losses, pool_branches
 from ..heads.towers import flatten_locations
 from ..losses.madet import quality_transform
 from .fixtures import Check, Fixture, drawn, matched_by_score
@@ -60,7 +61,7 @@ def worked(z: Fixture, meta: dict) -> Iterator[Check]:
     logits = torch.stack([-2 + (7 * i % 11) / 5, -2 + (5 * i % 13) / 5, -2 + (3 * i % 7) / 5], 1)
     truths = torch.tensor([[21.0, 17.0, 84.0, 92.0], [62.0, 40.0, 121.0, 117.0]])
     labels = torch.tensor([1, 0])
-    with_costs = madet(priors, truths, logits=logits, labels=labels)
+    with_costs = madet(priors, truths, predictions=PriorPredictions(logits, labels))
     for name, seen, found in (
         ("alpha", logits, with_costs),
         ("plain", None, atss(priors, truths)),
@@ -155,7 +156,7 @@ def _ious(
     head: MAHead, answers: list[Predictions], pad_sizes: list[Size], targets: list[dict]
 ) -> Tensor:
     "Overlaps of both branches' boxes at the positives, `[2, P]`."
-    return head._boxes(answers, *head.targets(answers, pad_sizes, targets))[0]
+    return overlaps_and_box_losses(head, answers, *head.targets(answers, pad_sizes, targets))[0]
 
 
 def partly(
@@ -184,7 +185,8 @@ def assigner(z: Fixture, meta: dict) -> Iterator[Check]:
         valid, logits = take(z, f"{name}_valid"), take(z, f"{name}_logits")
         truths, labels = take(z, f"{name}_gt_boxes"), take(z, f"{name}_gt_labels")
         priors, seen = everything.select(valid), logits[valid]
-        found = madet(priors, truths, logits=seen, labels=labels, topk=meta["topk"])
+        predictions = PriorPredictions(seen, labels)
+        found = madet(priors, truths, predictions=predictions, topk=meta["topk"])
         label = torch.where(found >= 0, labels[found.clamp(min=0)], -1) if len(labels) else found
         yield z.exact(f"{name}_gt_index", found + 1)
         yield z.exact(f"{name}_label", label)
@@ -359,7 +361,7 @@ def postprocess(z: Fixture, meta: dict) -> Iterator[Check]:
     answers = answers_of(head, *maps)
     info = meta["img_metas"][0]
     size = tuple(info["img_shape"][:2])
-    boxes, scores, quality = head.pool(answers, 0, size)
+    boxes, scores, quality = pool_branches(head, answers, 0, size)
     yield z.exact("pool_rows", np.asarray(len(boxes)))
     yield from _absolute(z, "pool_boxes", boxes, 1e-3)
     yield from _absolute(z, "pool_scores", scores, 1e-5)
