@@ -104,7 +104,10 @@ def layout(anchors, classes=15, width=32, depth=2):
 
 def by_hand(state, pixels, version, anchors):
     """Boxes [A, 5] and logits [A, C] of one image, from the checkpoint's own names."""
-    conv = lambda name, x, **how: F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **how)
+
+    def conv(name, x, **how):
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **how)
+
     trunk = torchvision.models.resnet18(weights=None).eval()
     trunk.load_state_dict(
         {

@@ -83,14 +83,17 @@ def targets_to(targets: list[dict], device: torch.device) -> list[dict]:
     return moved
 
 
-def check_targets(targets: list[dict] | None, boxes: Upright | Rotated, num_classes: int) -> None:
-    """Raises `BadInput` where training has no targets, or where boxes or labels do not fit the detector."""
+def check_targets(
+    targets: list[dict] | None, boxes: Upright | Rotated, num_classes: int
+) -> list[dict]:
+    """The same targets. Raises `BadInput` where there are none, or boxes or labels do not fit the detector."""
     if targets is None:
         raise BadInput(
             "A detector in training mode needs targets; pass them, or call model.eval() first."
         )
     for number, target in enumerate(targets):
         check_target(target, target.get("image_id", number), boxes, num_classes)
+    return targets
 
 
 def check_target(target: dict, name: object, boxes: Upright | Rotated, num_classes: int) -> None:
@@ -118,11 +121,9 @@ class Detector(nn.Module):
 
     `boxes` is the geometry of its detections, `classes` the names of their classes where known."""
 
-    backbone: Any  # modules with attributes and methods of their own
+    backbone: Any
     neck: Any
     head: Any
-    boxes: Upright | Rotated
-    num_classes: int
 
     def __init__(
         self,
@@ -171,5 +172,5 @@ class Detector(nn.Module):
         predictions = self.head(self.features(pixels))
         if not self.training:
             return self.head.detect(predictions, sizes)
-        check_targets(targets, self.boxes, self.num_classes)
+        targets = check_targets(targets, self.boxes, self.num_classes)
         return self.head.losses(predictions, pad_sizes, targets)

@@ -58,7 +58,7 @@ class TwoStage(Detector):
         output = self.rpn(features)
         if not self.training:
             return self.head.detect(features, self.proposed(output, sizes), sizes)
-        check_targets(targets, self.boxes, self.num_classes)
+        targets = check_targets(targets, self.boxes, self.num_classes)
         first = self.rpn.losses(output, pad_sizes, targets)
         second = self.head.losses(features, self.proposed(output, sizes), targets)
         return first | second
@@ -74,7 +74,7 @@ def _proposal_coder(proposals: str, boxes: Upright | Rotated) -> DeltaCoder | Mi
         raise BadInput(f"proposals is {proposals!r}; choose upright or oriented.")
     if proposals == "upright":
         return DeltaCoder()
-    if boxes.dim == Upright.dim:
+    if not isinstance(boxes, Rotated):
         raise BadInput(
             "Oriented proposals are rotated boxes and these boxes are upright; "
             "give boxes=Rotated(...), or take upright proposals."
@@ -84,8 +84,8 @@ def _proposal_coder(proposals: str, boxes: Upright | Rotated) -> DeltaCoder | Mi
 
 def _roi_coder(proposals: Upright | Rotated, boxes: Upright | Rotated) -> DeltaCoder:
     "The coder of the second stage, from proposals to boxes."
-    stds = (0.1, 0.1, 0.2, 0.2, 0.1)
-    return DeltaCoder(proposals, boxes, stds=stds, **angle_defaults(boxes))
+    options: dict[str, Any] = dict(stds=(0.1, 0.1, 0.2, 0.2, 0.1), **angle_defaults(boxes))
+    return DeltaCoder(proposals, boxes, **options)
 
 
 def _from_stride_4(backbone: str | nn.Module, weights: str | None, style: str) -> str | nn.Module:

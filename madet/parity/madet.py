@@ -11,6 +11,7 @@ __all__ = ['MAPS', 'HANDLERS', 'worked', 'answers_of', 'maps_of', 'partly', 'ass
 # %% ../../nbs/parity/04_madet.ipynb #1828f0f2
 import ast
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ def _toy_level(z: Fixture) -> Iterator[Check]:
     yield z.check("toy_losses", np.array(values, np.float32), 1e-5)
     yield z.check("toy_iou_targets", ious.flatten(), 1e-5)
     yield from _toy_weights(z, answers)
-    grads = torch.autograd.grad(sum(losses.values()), [cls, box, iou])
+    everything: Any = sum(losses.values())
+    grads = torch.autograd.grad(everything, [cls, box, iou])
     for name, grad in zip(("cls", "box", "iou"), grads):
         yield z.check(f"toy_grad_{name}", grad, 1e-5)
 
@@ -247,10 +249,10 @@ def _one_loss(
     overlaps = _ious(head, answers, pad_sizes, targets).sum()
     yield z.check(f"{name}_iou_sum", torch.where(overlaps < 1e-12, 1.0, overlaps), 1e-4)
     found = head.level_losses(answers, pad_sizes, targets)
-    total = sum(value.sum() for value in found.values())
+    total: Any = sum(value.sum() for value in found.values())
     yield z.check(f"{name}_total", total, 1e-4)
     leaves = [*maps["cls_score"], *maps["bbox_pred"], *maps["iou_pred"]]
-    options = dict(retain_graph=True, materialize_grads=True)
+    options: dict[str, Any] = dict(retain_graph=True, materialize_grads=True)
     for what, values in found.items():
         grads = torch.autograd.grad(values.sum(), leaves, **options)
         norms = [grad.double().norm().item() for grad in grads]
@@ -300,9 +302,10 @@ def _feature_sizes(note: str) -> list[Size]:
 # %% ../../nbs/parity/04_madet.ipynb #396bdaa3
 def _shared_offset(z: Fixture, model: MAHead, features: list[Tensor]) -> Iterator[Check]:
     "Input, offsets with gates, and output of the deformable layer that both tasks share."
-    conv, norm = model.interaction.convs[0], model.interaction.norms[0]
+    interaction: Any = model.interaction
+    conv, norm = interaction.convs[0], interaction.norms[0]
     for level, x in enumerate(features):
-        (stack,) = model.interaction.stacks(model.class_tower(x), model.box_tower(x))
+        (stack,) = interaction.stacks(model.class_tower(x), model.box_tower(x))
         out = norm(conv(stack)).relu()
         yield from partly(z, f"dcn_in{level}", stack, 1e-4, "spread")
         yield from partly(z, f"dcn_offset_mask{level}", conv.conv_offset(stack), 1e-4, "spread")

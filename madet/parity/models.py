@@ -148,7 +148,7 @@ def build(config: dict) -> Detector:
     return Detector(body, neck, head, pixels_for(config["backbone"].get("style", "pytorch")))
 
 # %% ../../nbs/parity/03_models.ipynb #2f6e8b14
-def resnet_of(config: dict, out: Iterable[int]) -> torch.nn.Module:
+def resnet_of(config: dict, out: Iterable[int]) -> Any:
     """The ResNet of MMDetection's `backbone` settings, with its maps `out` of strides 2**k."""
     return resnet(
         f"resnet{config['depth']}",
@@ -159,7 +159,7 @@ def resnet_of(config: dict, out: Iterable[int]) -> torch.nn.Module:
     )
 
 
-def backbone_and_neck(config: dict) -> tuple[torch.nn.Module, FPN]:
+def backbone_and_neck(config: dict) -> tuple[Any, FPN]:
     """Backbone and pyramid of MMDetection's model configuration of a one-stage detector."""
     neck = config["neck"]
     body = resnet_of(config["backbone"], range(2 + neck["start_level"], 6))
@@ -242,7 +242,7 @@ def recorded_losses(
     names; tolerances relative to the largest entry."""
     order = [name[:-1].split("[") for name in meta[f"loss_names{suffix}"]]
     each = [losses[name][int(level)].item() for name, level in order]
-    total = sum(value.sum() for value in losses.values())
+    total: Any = sum(value.sum() for value in losses.values())
     yield z.check(f"losses{suffix}", np.array(each, np.float32), tolerance)
     yield z.check(f"loss_total{suffix}", total, tolerance)
     model.zero_grad()

@@ -10,6 +10,7 @@ __all__ = ['HANDLERS', 'sense', 'TwoSenses', 'geometry_of', 'coder', 'assigner',
 # %% ../../nbs/parity/07_official_rotated.ipynb #223b44a8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ def coder(z: Fixture, meta: dict) -> Iterator[Check]:
     for prefix in prefixes:
         version = prefix.split("_")[0]
         way, boxes = sense(version), Rotated(meta["angle_versions"][version])
-        deltas = DeltaCoder(boxes, boxes, **angle_defaults(boxes))
+        options: dict[str, Any] = {**angle_defaults(boxes)}
+        deltas = DeltaCoder(boxes, boxes, **options)
         priors = way(take(z, f"{prefix}_priors"))
         values = take(z, f"{prefix}_deltas").requires_grad_()
         found = way(deltas.decode(priors, way(values)))
@@ -111,7 +113,7 @@ def loss(z: Fixture, meta: dict) -> Iterator[Check]:
         each = iou_loss(pred, target, geometry, "log", meta["eps"])
         total = weighted_sum(each, take(z, f"{version}_weight"), meta["avg_factor"])
         total.backward()
-        names = tuple(f"{version}_{what}" for what in ("loss", "weighted", "grad_pred"))
+        names = (f"{version}_loss", f"{version}_weighted", f"{version}_grad_pred")
         yield from compared_loss(z, "riou_log", names, each, total, pred, target, 1e-3)
         linear = iou_loss(pred, target, geometry)
         yield z.check(f"{version}_linear", linear, 1e-4, "absolute")
