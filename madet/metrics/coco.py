@@ -348,7 +348,7 @@ def _evaluate(
     iou_type: str,
     max_dets: Sequence[int],
     use_cats: bool,
-    ious: Sequence[float],
+    ious: np.ndarray,
     name: str,
 ) -> Any:
     """The reference's evaluator after its work, in silence.
