@@ -307,9 +307,8 @@ def _check_shapes(
 class DeformConv(nn.Module):
     """A deformable convolution that predicts its own offsets; `[B, C, H, W]` to `[B, O, h, w]`.
 
-    Parameters as in mmcv's ModulatedDeformConv2dPack: `weight`, `bias`, `conv_offset.weight` and
-    `.bias`. `modulated=False` leaves out the gates. Raises BadInput for channels that cannot be cut
-    into the groups, and for maps that do not fit."""
+    Parameters as in mmcv's ModulatedDeformConv2dPack. `modulated=False` leaves out the gates.
+    Raises BadInput for channels that cannot be cut into the groups, and for maps that do not fit."""
 
     def __init__(
         self,
