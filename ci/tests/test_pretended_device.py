@@ -30,7 +30,8 @@ from madet.heads.detect import PostprocessConfig
 from madet.losses import boxes as box_losses
 from madet.losses import focal, gaussian, reduce, rotated
 from madet.losses import madet as madet_loss
-from madet.methods.names import METHODS, geometry_of, recipe_of
+from madet.methods.load import geometry_of
+from madet.methods.names import METHODS, recipe_of
 from madet.metrics import coco, dota, errors, slices, voc
 from madet.nets import deform
 from madet.nets.weights import read_weights

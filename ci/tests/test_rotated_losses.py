@@ -1,4 +1,7 @@
-"""Losses of rotated boxes: mmrotate's recorded values and gradients, and finite answers where such losses are known to fail."""
+"""Losses of rotated boxes.
+
+Mmrotate's recorded values and gradients, and finite answers where such losses are known to fail.
+"""
 
 import math
 from functools import partial
@@ -11,7 +14,7 @@ from madet.boxes.geometry import Rotated
 from madet.losses import gaussian
 from madet.losses.boxes import iou_loss
 from madet.losses.reduce import weighted_sum
-from madet.losses.rotated import KINDS, LOSSES, compare, rotated_loss
+from madet.losses.rotated import KINDS, LOSSES, rotated_loss
 
 FAMILY = {
     "gwd": gaussian.gwd_loss,
@@ -113,9 +116,14 @@ def test_the_worked_pair_of_the_specification():
 
 
 def nasty(count, seed):
-    """Pairs `[count, 5]`: random ones, and each way in which losses on rotated boxes are known to break, in equal shares."""
+    """Pairs `[count, 5]`: random ones, and each way in which losses on rotated boxes are known to break, in
+    equal shares.
+    """
     dice = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(*shape, generator=dice)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=dice)
+
     part = count // 12 + 1
     boxes = torch.cat(
         [draw(part, 2) * 1000, 2 + 200 * draw(part, 2) ** 2, draw(part, 1) * 7 - 3.5], -1
@@ -158,7 +166,7 @@ def look(name, pred, target, bounded):
     for half in (False, True):
         leaf = pred.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            each = compare(loss, leaf, target, lambda: (leaf / 16, target / 16))
+            each = loss(leaf, target, encoded=(leaf / 16, target / 16))
             each.sum().backward()
         assert each.dtype == torch.float32
         for what, values in (("value", each), ("slope", leaf.grad)):
@@ -231,7 +239,7 @@ def test_slopes_agree_with_finite_differences(name):
     ).double()
     pred = target + torch.randn(8, 5, generator=dice).double() * torch.tensor([2, 2, 3, 3, 0.2])
     assert torch.autograd.gradcheck(
-        lambda x: compare(rotated_loss(name), x, target, lambda: (x / 16, target / 16)),
+        lambda x: rotated_loss(name)(x, target, encoded=(x / 16, target / 16)),
         pred.requires_grad_(),
     )
 
@@ -239,7 +247,10 @@ def test_slopes_agree_with_finite_differences(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.trains
 def test_a_head_learns_its_boxes_by_every_loss(name):
-    """The same head, only the loss's name differs: thirty steps on one picture's features bring the boxes nearer to their truths."""
+    """The same head, only the loss's name differs.
+
+    Thirty steps on one picture's features bring the boxes nearer to their truths.
+    """
     from madet.heads.atss import atss_head
 
     torch.manual_seed(0)

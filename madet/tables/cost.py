@@ -274,7 +274,7 @@ def measure(recipe, method_options, build, parts, scale="full", device=None) -> 
     import torch
     from madet.training.checkpoint import seed_everything, preserve_rng
     from madet.training.distributed import pick_device
-    from madet.training.loop import make_state
+    from madet.training.state import make_state
 
     device = device or pick_device()
     with preserve_rng():

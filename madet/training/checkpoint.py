@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each, and hold everything a run needs to go on
+"""Saves checkpoints atomically with all random states, and detector weights as safetensors with their metadata.
 
 Docs: https://madet.github.io/madet/training/checkpoint.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://madet.github.io/madet/training/checkpoint.html.md"""
 __all__ = ['HALF', 'NO_ROOM', 'replacing', 'sync_folder', 'write_json', 'clear_half_written', 'random_states',
            'set_random_states', 'preserve_rng', 'seed_everything', 'ErrorKeepingFile', 'save_checkpoint',
            'load_checkpoint', 'why_not_written', 'save_weights', 'about_weights', 'decoded', 'class_counts',
-           'load_weights']
+           'load_weights', 'other_classes']
 
 # %% ../../nbs/training/03_checkpoint.ipynb #a3562f31
 import errno
@@ -19,10 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/training/03_checkpoint.ipynb #c0584121
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_as_bytes
+from torch import Tensor, nn
 
 # %% ../../nbs/training/03_checkpoint.ipynb #1c88321e
 from ..boxes.errors import BadInput
@@ -75,25 +80,20 @@ def clear_half_written(folder):
         path.unlink(missing_ok=True)
 
 # %% ../../nbs/training/03_checkpoint.ipynb #e194db9b
-def random_states() -> dict:
+def random_states() -> dict[str, Any]:
     """The states of the generators of Python, NumPy, torch and every GPU, as numbers and tensors."""
     version, words, gauss = random.getstate()
     kind, keys, place, has_gauss, cached = np.random.get_state()
+    keys = torch.from_numpy(keys.astype(np.int64))
     return {
         "python": [version, list(words), gauss],
-        "numpy": [
-            kind,
-            torch.from_numpy(keys.astype(np.int64)),
-            int(place),
-            int(has_gauss),
-            float(cached),
-        ],
+        "numpy": [kind, keys, int(place), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
-def set_random_states(states):
+def set_random_states(states: dict[str, Any]) -> None:
     """Put all generators where `random_states` found them; GPUs only where their number is the same."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
@@ -105,7 +105,7 @@ def set_random_states(states):
 
 
 @contextmanager
-def preserve_rng():
+def preserve_rng() -> Iterator[None]:
     """A block that may draw random numbers without changing those that come after it."""
     states = random_states()
     try:
@@ -114,7 +114,7 @@ def preserve_rng():
         set_random_states(states)
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch; `seed` is any whole number from 0."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -122,37 +122,41 @@ def seed_everything(seed):
 
 # %% ../../nbs/training/03_checkpoint.ipynb #d815f61f
 class ErrorKeepingFile:
-    """A file for writing that remembers its own first error, because torch.save replaces it by a riddle."""
+    """A file for writing that remembers its own first error, because torch.save replaces it by a misleading one."""
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO):
         self.file = file
         self.error = None
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
+        """Write as the file does; OSError is kept in `error` and raised."""
         try:
             return self.file.write(data)
         except OSError as error:
             self.error = self.error or error
             raise
 
-    def flush(self):
-        pass  # `replacing` flushes and syncs
+    def flush(self) -> None:
+        """Nothing: `replacing` flushes and syncs."""
 
 
-def save_checkpoint(path, content):
-    """`content` (dicts, lists, numbers, texts, tensors) atomically as a file for `load_checkpoint`; OSError where the disk is full."""
+def save_checkpoint(path: Path | str, content: Any) -> None:
+    """Write `content` (dicts, lists, numbers, texts, tensors) atomically as a file for `load_checkpoint`.
+
+    Raises OSError where the disk is full; the earlier file stays.
+    """
     with replacing(path) as file:
-        honest = ErrorKeepingFile(file)
+        target = ErrorKeepingFile(file)
         try:
-            torch.save(content, honest)
+            torch.save(content, target)
         except Exception:
-            if honest.error:
-                raise honest.error from None
+            if target.error:
+                raise target.error from None
             raise
 
 
-def load_checkpoint(path, device="cpu"):
-    """What `save_checkpoint` wrote; the file is read as data and never as a program. BadInput where it is damaged."""
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Any:
+    """What `save_checkpoint` wrote, read as data and never as a program. Raises BadInput where it is damaged."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
@@ -164,35 +168,37 @@ def load_checkpoint(path, device="cpu"):
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def why_not_written(error, path) -> str:
+def why_not_written(error: OSError, path: Path | str) -> str:
     """A sentence for an OSError while saving `path`."""
     if error.errno in NO_ROOM:
         return f"{path} was not written: the disk (or your share of it) is full; make room"
     return f"{path} was not written: {error.strerror or error}"
 
 # %% ../../nbs/training/03_checkpoint.ipynb #e1d124f0
-def save_weights(path, model, **about):
-    """The model's tensors as safetensors, atomically; `about` (method, recipe, classes, ...) goes into its metadata as JSON."""
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+def save_weights(path: Path | str, model: nn.Module, **about: Any) -> None:
+    """Write the model's tensors as safetensors, atomically; `about` (method, recipe, classes) goes into the metadata.
+
+    Raises OSError where the disk is full; the earlier file stays.
+    """
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensors[name] = tensor.detach().cpu().contiguous().clone()
+    metadata = {name: json.dumps(value) for name, value in about.items()}
     with replacing(path) as file:
-        file.write(
-            tensors_as_bytes(
-                tensors, {k: json.dumps(v) for k, v in about.items()} | {"format": "pt"}
-            )
-        )
+        file.write(tensors_as_bytes(tensors, metadata | {"format": "pt"}))
 
 
-def about_weights(path) -> dict:
+def about_weights(path: Path | str) -> dict[str, Any]:
     """The metadata of a safetensors file, decoded; {} where it has none or is another kind of file."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError):
         return {}
-    return {k: decoded(v) for k, v in metadata.items() if k != "format"}
+    return {name: decoded(text) for name, text in metadata.items() if name != "format"}
 
 
-def decoded(text):
+def decoded(text: str) -> Any:
     """JSON where it is JSON, else the text itself (files of others)."""
     try:
         return json.loads(text)
@@ -200,39 +206,47 @@ def decoded(text):
         return text
 
 # %% ../../nbs/training/03_checkpoint.ipynb #f9a6dbca
-def class_counts(model, tensors, about):
+def class_counts(
+    model: nn.Module, tensors: dict[str, Tensor], about: dict[str, Any]
+) -> tuple[int | None, int | None]:
     """(classes in the file, classes of the model); the first is None where neither metadata nor shapes tell."""
     ours = getattr(model, "num_classes", None)
     if about.get("classes"):
         return len(about["classes"]), ours
+    if not ours:
+        return None, ours
     for name, tensor in model.state_dict().items():
         theirs = tensors.get(name)
-        if (
-            theirs is not None
-            and ours
-            and tensor.ndim
-            and theirs.ndim == tensor.ndim
-            and len(theirs) != len(tensor)
-        ):
-            per_class, rest = divmod(len(tensor), ours)
-            if not rest and len(theirs) % per_class == 0:
-                return len(theirs) // per_class, ours
+        if theirs is None or not tensor.ndim or theirs.ndim != tensor.ndim:
+            continue
+        per_class, rest = divmod(len(tensor), ours)
+        differs = len(theirs) != len(tensor)
+        if differs and not rest and len(theirs) % per_class == 0:
+            return len(theirs) // per_class, ours
     return None, ours
 
 
-def load_weights(model, path, trust=False) -> dict:
+def load_weights(model: nn.Module, path: Path | str, trust: bool = False) -> dict[str, Any]:
     """Fill `model` from a safetensors, .pt or .pth file and return the file's metadata.
 
-    BadInput where the file is missing, damaged or made for another network or number of classes, and where it is a pickle
-    that wants to run a program; `trust=True` lets it.
+    Raises BadInput where the file is missing, damaged or made for another network or number of classes, and where it is
+    a pickle that wants to run a program; `trust=True` lets it.
     """
-    tensors, about = read_weights(path, trust), about_weights(path)
+    tensors = read_weights(path, trust)
+    about = about_weights(path)
     theirs, ours = class_counts(model, tensors, about)
-    if None not in (theirs, ours) and theirs != ours:
-        names = f" ({', '.join(map(str, about['classes'][:8]))})" if about.get("classes") else ""
-        raise BadInput(
-            f"{path} knows {theirs} class{'es' * (theirs != 1)}{names}, but this detector is built for {ours}; "
-            f"build it with num_classes={theirs}, or give data with the classes of the file"
-        )
+    if theirs is not None and ours is not None and theirs != ours:
+        raise BadInput(other_classes(path, theirs, ours, about.get("classes") or []))
     load_all(model, tensors, path)
     return about
+
+
+def other_classes(path: Path | str, theirs: int, ours: int, names: list) -> str:
+    """The sentence for a file with `theirs` classes and a detector with `ours`."""
+    classes = "1 class" if theirs == 1 else f"{theirs} classes"
+    if names:
+        classes += f" ({', '.join(map(str, names[:8]))})"
+    return (
+        f"{path} knows {classes}, but this detector is built for {ours}; "
+        f"build it with num_classes={theirs}, or give data with the classes of the file"
+    )

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that a resumed run has nothing to remember
+"""Warm-up, step, cosine and one-cycle schedules as functions of the step, so that resuming needs no scheduler state.
 
 Docs: https://madet.github.io/madet/training/schedules.html.md"""
 
@@ -12,52 +12,59 @@ __all__ = ['warmup_factor', 'step_factor', 'cosine_factor', 'onecycle_factor', '
 import math
 from dataclasses import dataclass
 
-# %% ../../nbs/training/01_schedules.ipynb #336f0402
 from ..boxes.errors import BadInput
-from .recipe import milestone_list
+from .recipe import Recipe, milestone_list
 
-# %% ../../nbs/training/01_schedules.ipynb #928014af
-def warmup_factor(i, W, ratio=0.001):
+# %% ../../nbs/training/01_schedules.ipynb #90df6b48
+def warmup_factor(i: int, W: int, ratio: float = 0.001) -> float:
     """Linear warm-up of W steps from `ratio` to 1 (MMCV's `LrUpdaterHook` with warmup="linear")."""
-    return 1.0 if i >= W else 1.0 - (1.0 - i / W) * (1.0 - ratio)
+    if i >= W:
+        return 1.0
+    return 1.0 - (1.0 - i / W) * (1.0 - ratio)
 
-# %% ../../nbs/training/01_schedules.ipynb #01bd112d
-def step_factor(i, marks, gamma=0.1):
+
+def step_factor(i: int, marks: list[int] | tuple[int, ...], gamma: float = 0.1) -> float:
     """`gamma` to the power of the number of `marks` (in steps) that are behind."""
     return gamma ** sum(i >= mark for mark in marks)
 
 
-def cosine_factor(i, T, W=0):
+def cosine_factor(i: int, T: int, W: int = 0) -> float:
     """Half a cosine from 1 at step W to 0 at step T."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(max(i - W, 0) / max(T - W, 1), 1.0)))
+    share = max(i - W, 0) / max(T - W, 1)
+    return 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
-def onecycle_factor(i, T, rise=0.3, start=1 / 25, end=1e-4 / 25):
-    """From `start` up to 1 in the first `rise` of the run, then down to `end`, on half cosines (Smith and Topin, 2018)."""
+def onecycle_factor(
+    i: int, T: int, rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4 / 25
+) -> float:
+    """From `start` up to 1 in the first `rise` of the run, then down to `end`, on half cosines (Smith, 2018)."""
     top = rise * T - 1
-    begin, stop, share = (
-        (start, 1.0, i / top) if i <= top else (1.0, end, (i - top) / (T - 1 - top))
-    )
+    if i <= top:
+        begin, stop, share = start, 1.0, i / top
+    else:
+        begin, stop, share = 1.0, end, (i - top) / (T - 1 - top)
     return stop + (begin - stop) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 # %% ../../nbs/training/01_schedules.ipynb #dd4f953a
-def length(recipe, epoch_steps) -> int:
-    """Steps of the run, given the steps of one epoch; BadInput where neither `steps` nor `epochs` says it."""
+def length(recipe: Recipe, epoch_steps: int) -> int:
+    """Steps of the run, given the steps of one epoch. Raises BadInput where neither `steps` nor `epochs` says it."""
     if not recipe.steps and not recipe.epochs:
         raise BadInput(
-            "the run has no length; give --steps or --epochs, or take the scale bench, which measures one"
+            "the run has no length; give --steps or --epochs, "
+            "or take the scale bench, which measures one"
         )
     return recipe.steps or max(1, math.ceil(recipe.epochs * epoch_steps))
 
 
-def milestone_steps(recipe, total, epoch_steps) -> list:
-    """Where the step schedule falls, in steps."""
-    return [
-        round(mark * (epoch_steps if mark >= 1 else total))
-        for mark in milestone_list(recipe.milestones)
-    ]
+def milestone_steps(recipe: Recipe, total: int, epoch_steps: int) -> list[int]:
+    """Where the step schedule falls, in steps; a milestone from 1 counts epochs, one below is a share of the run."""
+    marks = []
+    for mark in milestone_list(recipe.milestones):
+        unit = epoch_steps if mark >= 1 else total
+        marks.append(round(mark * unit))
+    return marks
 
-
+# %% ../../nbs/training/01_schedules.ipynb #5c4ed002
 @dataclass(frozen=True)
 class Factor:
     """The learning rate's factor at a step, as a function that can be called, printed and pickled."""
@@ -65,24 +72,21 @@ class Factor:
     schedule: str  # constant, step, cosine, onecycle
     total: int  # steps of the run
     warmup: int  # steps
-    marks: tuple = ()  # steps after which the step schedule falls
+    marks: tuple[int, ...] = ()  # steps after which the step schedule falls
 
-    def __call__(self, i) -> float:
+    def __call__(self, i: int) -> float:
+        """The factor of step `i`, counted from 0."""
         if self.schedule == "onecycle":
             return onecycle_factor(i, self.total)
-        down = {
-            "constant": lambda: 1.0,
-            "step": lambda: step_factor(i, self.marks),
-            "cosine": lambda: cosine_factor(i, self.total, self.warmup),
-        }
-        return down[self.schedule]() * warmup_factor(i, self.warmup)
+        factor = 1.0
+        if self.schedule == "step":
+            factor = step_factor(i, self.marks)
+        elif self.schedule == "cosine":
+            factor = cosine_factor(i, self.total, self.warmup)
+        return factor * warmup_factor(i, self.warmup)
 
 
-def make_factor(recipe, total, epoch_steps) -> Factor:
+def make_factor(recipe: Recipe, total: int, epoch_steps: int) -> Factor:
     """The schedule of a recipe for a run of `total` steps; warm-up takes at most a fifth of a short run."""
-    return Factor(
-        recipe.schedule,
-        total,
-        min(recipe.warmup, total // 5),
-        tuple(milestone_steps(recipe, total, epoch_steps)),
-    )
+    marks = milestone_steps(recipe, total, epoch_steps)
+    return Factor(recipe.schedule, total, min(recipe.warmup, total // 5), tuple(marks))
