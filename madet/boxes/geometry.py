@@ -297,6 +297,10 @@ def _edge_rectangles(quads: Tensor) -> Tensor:
     angle = torch.atan2(along[..., 1], along[..., 0])[..., None]
     return torch.cat([(p1 + p3) / 2, sizes, angle], -1)
 
+
+def _rectangles(quads: Tensor, refit: str) -> Tensor:
+    return _smallest_rectangles(quads) if refit == "min_area" else _edge_rectangles(quads)
+
 # %% ../../nbs/boxes/02_geometry.ipynb #371ee788
 @dataclass(frozen=True)
 class Rotated(_Boxes):
@@ -336,8 +340,7 @@ class Rotated(_Boxes):
 
     def from_quads(self, quads: Tensor) -> Tensor:
         """Boxes from quadrilaterals `[..., 4, 2]`: the smallest around them, or on their first two edges."""
-        fit = _smallest_rectangles if self.refit == "min_area" else _edge_rectangles
-        return self.normalize(fit(quads))
+        return self.normalize(_rectangles(quads, self.refit))
 
     def warp(self, boxes: Tensor, matrix: Tensor) -> Tensor:
         """Boxes moved by a 3 x 3 matrix; exact under a similarity, corners refitted otherwise."""

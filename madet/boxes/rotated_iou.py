@@ -9,7 +9,6 @@ __all__ = ['TINY', 'NOISE', 'unit_square_coverage', 'rotated_iou_paired', 'rotat
            'quad_areas', 'quad_iou_paired', 'quad_iou']
 
 # %% ../../nbs/boxes/05_rotated_iou.ipynb #fa2dc2ef
-import math
 from collections.abc import Callable
 
 import torch
