@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..boxes.errors import BadInput
-from .coco import Curve, Item, as_array, class_rows, identity
+from .coco import Curve, Item, as_array, identity
 
 # %% ../../nbs/metrics/01_voc.ipynb #10ba59e4
 MODES = ("area", "11point")

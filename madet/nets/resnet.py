@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import resnet as tv

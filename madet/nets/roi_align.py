@@ -8,7 +8,6 @@ Docs: https://madet.github.io/madet/nets/roi_align.html.md"""
 __all__ = ['PIECE', 'rotated_roi_align', 'roi_align', 'level_of', 'pyramid_roi_align']
 
 # %% ../../nbs/nets/07_roi_align.ipynb #a71474d1
-import math
 from collections.abc import Sequence
 
 import torch
