@@ -18,22 +18,24 @@ from madet.data.augment import (
     RandomRotate,
     Resize,
     ScaleJitter,
-    crop,
-    drop_hidden,
     fit,
-    flip,
     generator_for,
     keep_ratio,
     matrix_between,
     mix,
+    warp_back,
+)
+from madet.data.sample import Objects, Sample
+from madet.data.warp import (
+    crop,
+    drop_hidden,
+    flip,
     resize,
     rotation,
     view_masks,
-    warp_back,
     warp_image,
     warp_objects,
 )
-from madet.data.sample import Objects, Sample
 
 GEOMETRIES = [Upright(), Rotated("oc"), Rotated("le90"), Rotated("le135")]
 DIRECTIONS = ("horizontal", "vertical", "diagonal")

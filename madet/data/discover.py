@@ -138,7 +138,7 @@ def discover(path: Path | str) -> Layout:
         )
     return layout
 
-
+# %% ../../nbs/data/09_discover.ipynb #37908269
 def _discover_file(path: Path) -> Layout:
     if path.suffix.lower() != ".json":
         raise BadInput(
@@ -262,7 +262,7 @@ def _xml_groups(labels: list[Path], root: Path) -> Groups:
         groups[_xml_format(files), _plain_folder(files[0], root)] += files
     return dict(groups)
 
-
+# %% ../../nbs/data/09_discover.ipynb #ce7d0287
 def _text_groups(labels: list[Path], stems: set[str], root: Path) -> tuple[Groups, list[str]]:
     """DOTA's files by folder, and other text formats that were seen; `stems` are the pictures'."""
     groups = defaultdict(list)

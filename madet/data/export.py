@@ -259,7 +259,7 @@ PICTURES = {
 }
 FORMATS = tuple(LABELS)
 
-
+# %% ../../nbs/data/10_export.ipynb #bbe6efed
 def export_folder(out: Path | str, parts: dict[str, Dataset], kind: str) -> Path:
     """Writes splits of one data set as a folder of one of the `FORMATS`.
 

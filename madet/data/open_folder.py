@@ -385,7 +385,9 @@ class DatasetBuilder:
             why = str(error).removeprefix(f"{entry.image} ").rstrip(".")
             self.defects.append(Defect(str(entry.image), why))
             return
-        size = self._frame(labels, stored, seen)
+        size = seen if labels is None else self._frame(labels, stored, seen)
+        if stored != seen:
+            self.frames["as stored" if size == stored else "turned"] += 1
         objects, lines = Objects.none(geometry.dim), []
         image_id = entry.image.stem
         if labels is not None:
@@ -397,39 +399,44 @@ class DatasetBuilder:
         self.records.append(Record(image_id, entry.image, *size, objects, lines))
 
     def _frame(
-        self, labels: ImageAnnotations | None, stored: tuple[int, int], seen: tuple[int, int]
+        self, labels: ImageAnnotations, stored: tuple[int, int], seen: tuple[int, int]
     ) -> tuple[int, int]:
-        """The (width, height) that the boxes were drawn on.
-
-        It is as turned by EXIF, unless the labels declare the stored size.
-        """
-        declared = labels.size if labels is not None else None
-        if stored != seen and declared == stored:
-            self.frames["as stored"] += 1
+        """The (width, height) that boxes were drawn on: as turned by EXIF, unless labels declare the stored size."""
+        declared = labels.size
+        if declared == stored:
             return stored
-        if stored != seen:
-            self.frames["turned"] += 1
         if declared is not None and tuple(declared) != seen:
             self.defects.append(_other_size(labels.where, declared, seen))
         return seen
 
     def finish(self) -> "DatasetBuilder":
         """Says what was seen on the way and makes every record's id unique."""
-        if count := self.frames["turned"]:
-            self.said.append(
-                f"{count} pictures are turned by their EXIF note; "
-                "their boxes are taken in the turned frame."
-            )
-        if count := self.frames["as stored"]:
-            self.said.append(
-                f"{count} pictures have an EXIF turn that their labels do not follow; "
-                "they are read as stored."
-            )
-        uses = Counter(record.image_id for record in self.records)
-        for record in self.records:
-            if uses[record.image_id] > 1:
-                record.image_id = "/".join(record.path.parts[-3:])
+        self.said += _frame_sentences(self.frames)
+        _make_ids_unique(self.records)
         return self
+
+# %% ../../nbs/data/16_open_folder.ipynb #b72f9a06
+def _frame_sentences(frames: Counter) -> list[str]:
+    """What was done about pictures whose EXIF note turns them."""
+    said = []
+    if count := frames["turned"]:
+        said.append(
+            f"{count} pictures are turned by their EXIF note; "
+            "their boxes are taken in the turned frame."
+        )
+    if count := frames["as stored"]:
+        said.append(
+            f"{count} pictures have an EXIF turn that their labels do not follow; "
+            "they are read as stored."
+        )
+    return said
+
+
+def _make_ids_unique(records: list[Record]) -> None:
+    uses = Counter(record.image_id for record in records)
+    for record in records:
+        if uses[record.image_id] > 1:
+            record.image_id = "/".join(record.path.parts[-3:])
 
 # %% ../../nbs/data/16_open_folder.ipynb #b0757243
 def _missing_picture(labels: ImageAnnotations) -> Defect:

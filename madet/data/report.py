@@ -114,7 +114,7 @@ def survey(
     _count(opened, report, counts)
     return report
 
-
+# %% ../../nbs/data/06_report.ipynb #c099e787
 def _examine(opened: OpenedFolder, report: Report, verify: int) -> dict[int, int]:
     """Number of objects of every entry whose picture can be read, by the entry's id.
 
@@ -225,7 +225,7 @@ def _split_table(report: Report) -> list[str]:
         lines += ["", *text_table(["class", "objects"], rows)]
     return lines
 
-
+# %% ../../nbs/data/06_report.ipynb #902cf76d
 def _defect_lines(defects: list[Defect], most: int | None, folder: str) -> list[str]:
     shown = defects[:most]
     plural = "" if len(defects) == 1 else "s"
