@@ -1,4 +1,4 @@
-"""What a label file says, checked number by number, turned into boxes that training can trust
+"""Checks every annotation of a label file and turns sound ones into boxes, labels and flags
 
 Docs: https://madet.github.io/madet/data/annotations.html.md"""
 

@@ -1,4 +1,4 @@
-"""Every operation that moves pixels says so as a 3 x 3 matrix, and boxes, polygons and masks follow that matrix
+"""Random resizing, flips, crops, rotation and colour; boxes, polygons and masks follow one matrix
 
 Docs: https://madet.github.io/madet/data/augment.html.md"""
 

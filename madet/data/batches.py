@@ -1,4 +1,4 @@
-"""Which images stand in step 4711, and how they look there, follows from the seed and the number alone
+"""Which images stand in a step, and their augmentation, as a function of seed and step number
 
 Docs: https://madet.github.io/madet/data/batches.html.md"""
 

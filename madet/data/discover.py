@@ -1,4 +1,4 @@
-"""Finding pictures, labels and split lists by looking, whatever the folder was made by
+"""Detects pictures, label formats and split lists in a folder, and chooses the labels to read
 
 Docs: https://madet.github.io/madet/data/discover.html.md"""
 

@@ -1,4 +1,4 @@
-"""The same records in six formats, for other programs and for a round trip that proves the readers
+"""Writes records as COCO, VOC, DOTA, roLabelImg, HRSC2016 or DIOR-R
 
 Docs: https://madet.github.io/madet/data/export.html.md"""
 

@@ -1,4 +1,4 @@
-"""One folder that is a COCO, a VOC and a DOTA data set at once, with lists of splits and an unlabelled pool
+"""Writes the embedded set as a folder that is a COCO, a VOC and a DOTA data set at once
 
 Docs: https://madet.github.io/madet/data/make_synthetic.html.md"""
 

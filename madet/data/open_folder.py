@@ -1,4 +1,4 @@
-"""From a folder or COCO JSON to records with boxes, class names, and what was decided or found wrong
+"""From a folder or a COCO JSON to records with boxes, with what was decided and what is wrong
 
 Docs: https://madet.github.io/madet/data/open_folder.html.md"""
 

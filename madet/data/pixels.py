@@ -1,4 +1,4 @@
-"""Image sizes from the header alone, and every kind of picture turned into the same uint8 RGB tensor
+"""Image size from the header alone, and any kind of picture as a uint8 RGB tensor
 
 Docs: https://madet.github.io/madet/data/pixels.html.md"""
 

@@ -1,4 +1,4 @@
-"""The four small records that every reader fills and everything else reads
+"""Objects, records, samples and data sets: the types that readers fill and training reads
 
 Docs: https://madet.github.io/madet/data/sample.html.md"""
 

@@ -1,4 +1,4 @@
-"""Labels joined to pictures, and both sorted into train, val, test and unlabelled
+"""Joins labels to pictures and sorts them into train, val, test and unlabelled
 
 Docs: https://madet.github.io/madet/data/splits.html.md"""
 

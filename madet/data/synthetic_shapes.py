@@ -1,4 +1,4 @@
-"""Five shapes and six look-alikes, turned and filled without a single floating point operation
+"""Five shapes and six look-alikes in rotated boxes, drawn with integer arithmetic alone
 
 Docs: https://madet.github.io/madet/data/synthetic_shapes.html.md"""
 
