@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .annotations import ImageAnnotations
-from .discover import SPLITS, Layout, canonical, split_of
+from .discover import Layout
 from .pixels import IMAGE_SUFFIXES
 from .sample import Defect
+from .split_names import SPLITS, canonical, split_of
 
 # %% ../../nbs/data/13_splits.ipynb #7222959f
 @dataclass

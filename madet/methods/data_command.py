@@ -15,7 +15,7 @@ from ..boxes.errors import BadInput
 from ..data import export, report
 from ..data.embedded import LEVELS
 from ..data.open_folder import OpenedFolder
-from ..data.discover import canonical
+from ..data.split_names import canonical
 from ..data.sample import Dataset
 from ..data.make_synthetic import make_synthetic
 from ..cli import document

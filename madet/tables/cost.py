@@ -50,7 +50,7 @@ def open_checked(recipe):
 
 def refuse_missing(opened):
     "BadInput where an opened folder has no part of its own to score on."
-    from madet.data.discover import canonical
+    from madet.data.split_names import canonical
 
     have = {
         canonical(split): len(entries) for split, entries in opened.parts.entries.items() if entries
