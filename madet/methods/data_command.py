@@ -127,7 +127,7 @@ def draw_page(found, path: Path, count: int = 12) -> Path | None:
     chosen = {
         path: place
         for place, path in enumerate(
-            report.some(
+            report.sample_paths(
                 [r.path for r in records if len(r.objects)] or [r.path for r in records], count
             )
         )
