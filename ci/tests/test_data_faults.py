@@ -1,4 +1,7 @@
-"""Broken data folders: each fault is either read with an entry in the list of defects, or refused with one sentence that names the place."""
+"""Broken data folders.
+
+Each fault is either read with an entry in the list of defects, or refused with one sentence that names the place.
+"""
 
 import io
 import json
@@ -65,7 +68,10 @@ def coco(root, split="train", count=2, boxes=None, categories=None, **change):
     return root
 
 
-VOC_OBJECT = "<object><name>{}</name>\n<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
+VOC_OBJECT = (
+    "<object><name>{}</name>\n<bndbox><xmin>{}</xmin><ymin>{}</ymin>"
+    "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
+)
 
 
 def voc(root, objects, lists=None, declared=None, suffix=".png", **how):

@@ -1,4 +1,7 @@
-"""Folders with turned boxes: HRSC2016, DIOR-R, DOTA and roLabelImg in their published layouts, what can be wrong in them, and turns that keep boxes on their pixels."""
+"""Folders with rotated boxes: HRSC2016, DIOR-R, DOTA and roLabelImg in their published layouts.
+
+Also what can be wrong in them, and rotations that keep boxes on their pixels.
+"""
 
 import json
 import math
@@ -101,7 +104,11 @@ HRSC_OBJECT = (
 def hrsc_text(*objects):
     plain = dict(type="100000006", difficult=0, cx=100, cy=80, w=90, h=20, angle=0.5)
     inner = "".join(HRSC_OBJECT.format(**plain | one) for one in objects)
-    return f'<?xml version="1.0" encoding="utf-8"?>\n<HRSC_Image>\n<Img_SizeWidth>{SIZE[0]}</Img_SizeWidth><Img_SizeHeight>{SIZE[1]}</Img_SizeHeight>\n<HRSC_Objects>\n{inner}</HRSC_Objects></HRSC_Image>\n'
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<HRSC_Image>\n'
+        f"<Img_SizeWidth>{SIZE[0]}</Img_SizeWidth><Img_SizeHeight>{SIZE[1]}</Img_SizeHeight>\n"
+        f"<HRSC_Objects>\n{inner}</HRSC_Objects></HRSC_Image>\n"
+    )
 
 
 def hrsc(root, texts, lists=None, deeper=True):
@@ -516,7 +523,8 @@ def test_negative_coordinates_and_corners_outside(tmp_path, capsys):
     root = dota(
         tmp_path,
         {
-            "a": "-12 20 30 20 30 50 -12 50 plane 0\n-40 -40 -10 -40 -10 -10 -40 -10 plane 0\n170 20 230 20 230 60 170 60 plane 0"
+            "a": "-12 20 30 20 30 50 -12 50 plane 0\n-40 -40 -10 -40 -10 -10 -40 -10 plane 0\n"
+            "170 20 230 20 230 60 170 60 plane 0"
         },
     )
     code, document = shown(capsys, root)
@@ -798,7 +806,7 @@ def test_boxes_stay_on_their_pixels(name, version):
 
 
 def test_rotated_embedded_set_follows_its_pixels():
-    """The embedded set's turned boxes, turned with their pictures: the same scene drawn and turned, and its boxes' pixels."""
+    """The embedded set's rotated boxes, rotated with their pictures, lie on their pixels."""
     from madet.data.embedded import embedded
 
     data = embedded("easy", "train", LE90, count=12)
