@@ -727,8 +727,6 @@ def test_five_label_sets_agree(real):
                 if not len(objects):
                     continue
                 geometry = Rotated() if objects.boxes.shape[1] == 5 else Upright()
-                ours = geometry.corners(objects.boxes).flatten(1)
-                theirs = geometry.corners(other[name].boxes).flatten(1)
                 hull = geometry.enclosing_upright(objects.boxes)
                 hull_ = geometry.enclosing_upright(other[name].boxes)
                 gap = torch.cdist(hull, hull_, p=math.inf)

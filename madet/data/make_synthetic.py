@@ -21,8 +21,9 @@ from .scenes import LEVELS
 
 # %% ../../nbs/data/19_make_synthetic.ipynb #9a607507
 def counts_for(train: int | None = None) -> dict[str, int]:
-    """Images of each split for so many training images: as many unlabelled, half as many to test, a
-    fifth to validate.
+    """Images of each split for so many training images.
+
+    As many are unlabelled, half as many to test, a fifth to validate. Raises `BadInput` below 1.
     """
     if train is None:
         return dict(COUNTS)
@@ -92,7 +93,7 @@ def _card(level: str, seed: int, counts: dict[str, int]) -> str:
         f"# The embedded set of madet, level {level}, seed {seed}\n\n{numbers}\n"
         "One set of pictures, three sets of labels: `coco` (upright boxes, outlines), "
         "`Annotations` (Pascal VOC, upright boxes),\n"
-        "`labelTxt` (DOTA, turned boxes). "
+        "`labelTxt` (DOTA, rotated boxes). "
         "Ignored objects are crowds in COCO and difficult in the others.\n"
         "SHA-256 of the first 64 test scenes (`madet.data.embedded.fingerprint`): "
         f"{fingerprint(level, seed=seed)}\n"

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 
-from .records import DatasetBuilder
-
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from madet.data.annotations import (
@@ -32,6 +30,7 @@ from .formats.hrsc import read_hrsc
 from .formats.rolabel import read_rolabel
 from .formats.voc import read_voc
 from .label_sources import Source, list_sources
+from .records import DatasetBuilder
 from .sample import Dataset, Defect
 from .split_names import canonical, split_of, split_of_json
 from .splits import ImageEntry, PictureIndex, Splits, find_splits, resolve_split
@@ -238,7 +237,7 @@ def _source_sentence(opened: OpenedFolder) -> str:
 def _geometry_sentence(opened: OpenedFolder) -> list[str]:
     """A sentence where the boxes that are made are of another kind than the labels."""
     if isinstance(opened.geometry, Upright) and opened.source.rotated:
-        return ["The labels are rotated; upright training takes their hulls."]
+        return ["The labels are rotated; upright training takes their enclosing upright boxes."]
     if isinstance(opened.geometry, Rotated) and opened.source.files and not opened.source.rotated:
         return ["The labels are upright; rotated training takes them at angle zero."]
     return []

@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .records import DatasetBuilder
 from PIL import Image
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .open_folder import OpenedFolder
+from .records import DatasetBuilder
 from .sample import Dataset, Defect
 from .splits import ImageEntry, resolve_split
 

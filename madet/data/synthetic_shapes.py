@@ -19,8 +19,9 @@ _Q = 14  # bits behind the point of sines and cosines
 
 
 def turn(direction: int) -> tuple[int, int]:
-    """Cosine and sine, in 16384ths, of one of 256 directions, clockwise on the image from the
-    right.
+    """Cosine and sine, in 16384ths, of one of 256 directions.
+
+    Directions run clockwise on the image, from the right.
     """
     quarter, p = divmod(direction % DIRECTIONS, 64)
     whole = 4096 + p * p
@@ -36,8 +37,9 @@ def radians(direction: int) -> float:
 
 # %% ../../nbs/data/11_synthetic_shapes.ipynb #1415c508
 def ladder(low: int, high: int) -> list[int]:
-    """Integers from `low` to `high`, each about a 32nd above the one before: evenly chosen, they
-    are even over octaves.
+    """Integers from `low` to `high`, each about a 32nd above the one before.
+
+    Evenly chosen, they are even over octaves.
     """
     rungs = [low]
     while rungs[-1] < high:
