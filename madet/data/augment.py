@@ -92,7 +92,10 @@ def fit(image_size: int) -> Resize:
 # %% ../../nbs/data/20_augment.ipynb #e2130dc1
 @dataclass(frozen=True)
 class MultiScale:
-    """Resize with the short side drawn from a list, or `between` its two ends; the long side stays within `long`."""
+    """Resize with the short side drawn from a list, or `between` its two ends.
+
+    The long side stays within `long`.
+    """
 
     shorts: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     long: int = 1333
@@ -110,7 +113,10 @@ class MultiScale:
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Resize to within `long` x `short` times a factor from `low` to `high` (large-scale jitter, then crop)."""
+    """Resize to within `long` x `short` times a factor from `low` to `high`.
+
+    Large-scale jitter is 0.1 to 2, followed by a crop.
+    """
 
     low: float = 0.1
     high: float = 2.0

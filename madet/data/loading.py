@@ -33,6 +33,7 @@ from .warp import view_masks
 
 # %% ../../nbs/data/21_loading.ipynb #7e7b213e
 Target = dict[str, Any]
+# images, targets, complaints (index, sentence), and perhaps an error that ends the stream
 Answer = tuple[list[Tensor], list[Target], list[tuple[int, str]], str | None]
 Transform = Callable[[Sample, torch.Generator, Any], Sample]
 
@@ -50,10 +51,7 @@ class TransformedDataset:
     broken: set[int] = field(default_factory=set)
 
     def __getitem__(self, draws: list[tuple[int, int, int]]) -> Answer:
-        """Images, targets, complaints `(index, sentence)` and perhaps an error.
-
-        `draws` are (epoch, place among the indices, repeat).
-        """
+        """Answers draws of (epoch, place among the indices, repeat)."""
         images, targets, complaints = [], [], []
         for draw in draws:
             try:
@@ -73,14 +71,14 @@ class TransformedDataset:
         sample = self._load(place, complaints)
         if sample is None or self.transform is None:
             return sample
-        generator = generator_for(self.seed, epoch, self._index(place), repeat)
+        generator = generator_for(self.seed, epoch, _index_at(self.indices, place), repeat)
         return self.transform(sample, generator, self.dataset.geometry)
 
     def _load(self, place: int, complaints: list) -> Sample | None:
         """The image at a place, or the next that can be read where broken ones are replaced."""
         count = len(self.dataset) if self.indices is None else len(self.indices)
         for step in range(count if self.on_bad == "replace" else 1):
-            index = self._index((place + step) % count)
+            index = _index_at(self.indices, (place + step) % count)
             if index in self.broken:
                 continue
             try:
@@ -98,10 +96,11 @@ class TransformedDataset:
             return None
         raise BadInput(_nothing_readable(self.dataset, count, complaints))
 
-    def _index(self, place: int) -> int:
-        return place if self.indices is None else int(self.indices[place])
-
 # %% ../../nbs/data/21_loading.ipynb #88356606
+def _index_at(indices: np.ndarray | None, place: int) -> int:
+    return place if indices is None else int(indices[place])
+
+
 def _target(sample: Sample, masks: bool) -> Target:
     """Small arrays, which travel between processes by value.
 

@@ -63,7 +63,10 @@ class DatasetBuilder:
     def _frame(
         self, labels: ImageAnnotations, stored: tuple[int, int], seen: tuple[int, int]
     ) -> tuple[int, int]:
-        """The (width, height) that boxes were drawn on: as turned by EXIF, unless labels declare the stored size."""
+        """The (width, height) that boxes were drawn on.
+
+        As turned by EXIF, unless labels declare the stored size.
+        """
         declared = labels.size
         if declared == stored:
             return stored
