@@ -17,15 +17,18 @@ def lines(key):
 
 
 def paper_files():
-    """Templates, grids and claims of every paper, so that `madet table` works where there is no checkout."""
-    for folder in sorted((HERE / "papers").iterdir() if (HERE / "papers").exists() else []):
-        files = [
-            f"papers/{folder.name}/{name}"
-            for name in ("paper.md", "run.ipynb", "grid.csv")
-            if (folder / name).exists()
-        ]
-        if files:
-            yield f"share/madet/papers/{folder.name}", files
+    """The run notebook, grids and claims of every paper, so that `madet table` works where there is no checkout."""
+    papers = HERE / "papers"
+    if not papers.exists():
+        return
+    yield "share/madet/papers", ["papers/run.ipynb"]
+    for folder in sorted(path for path in papers.iterdir() if path.is_dir()):
+        names = [name for name in ("paper.md", "run.ipynb", "grid.csv") if (folder / name).exists()]
+        if names:
+            yield (
+                f"share/madet/papers/{folder.name}",
+                [f"papers/{folder.name}/{name}" for name in names],
+            )
 
 
 REPOSITORY = "https://github.com/madet/madet"
@@ -43,11 +46,14 @@ def long_description():
     return LINK.sub(absolute, (HERE / "README.md").read_text(encoding="utf-8"))
 
 
-version = re.search(r'^__version__ = "(.+)"', (HERE / "madet/__init__.py").read_text(), re.M).group(
-    1
-)
+def version():
+    """The version that the package states."""
+    text = (HERE / "madet/__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"', text, re.M)[1]
+
+
 setup(
-    version=version,
+    version=version(),
     long_description=long_description(),
     long_description_content_type="text/markdown",
     keywords=settings["keywords"].split(),

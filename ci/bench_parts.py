@@ -79,13 +79,13 @@ def pyramid(options, **grid):
 
 def atss_sides(options, count):
     """ATSS, and the plain way to its first step alone, as rows of anchors or of truths."""
-    from madet.assigners.atss import atss_detector
+    from madet.assigners.atss import atss
 
     priors, truths = pyramid(options), boxes_inside(count, *options.picture)
     centers, targets = ((b[:, :2] + b[:, 2:]) / 2 for b in (priors.boxes, truths))
     k = min(9, len(priors))
     return priors, {
-        "madet's whole ATSS": lambda: partial(atss_detector, priors, truths),
+        "madet's whole ATSS": lambda: partial(atss, priors, truths),
         "cdist [A, G] + topk(9)": lambda: (
             lambda: torch.cdist(centers, targets).topk(k, dim=0, largest=False)
         ),

@@ -17,6 +17,7 @@ import tempfile
 import tokenize
 from pathlib import Path
 
+import papers
 import readme
 
 OUTPUT_LIMIT = 300_000  # bytes of stored output in a notebook
@@ -509,6 +510,14 @@ def templates(root):
         if any(cell["outputs"] or cell.get("execution_count") for cell in cells):
             said.append(f"{name}: has outputs or execution counts")
     return f"{len(paths)} templates", said
+
+
+@check(
+    "papers/NAME/run.ipynb are what papers/run.ipynb and paper.md give",
+    "edit papers/run.ipynb or the section One run of paper.md, then python ci/papers.py",
+)
+def paper_notebooks(root):
+    return f"{len(papers.papers(root))} papers", list(papers.drift(root))
 
 
 def main(root, words):

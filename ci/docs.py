@@ -18,24 +18,27 @@ from pathlib import Path
 
 import api
 
-FOLDERS = {  # in the order of the navigation; below the guides and papers, the floors of ci/floors.py
+FOLDERS = {  # in the order of the navigation; below the guides and papers, the floors of pyproject.toml
     "guides": ("Guides", "One task each, from your own images to a method of your own."),
     "papers": ("Papers", "A page a paper: what it claims, what we measured, what that decides."),
-    "boxes": ("Boxes", "Geometry: formats, overlaps, suppression, coders, anchors as numbers."),
-    "data": ("Data", "Samples, readers, augmentation, batches, and the set that is drawn by code."),
-    "nets": ("Networks", "Backbones, pyramids, the lattice of anchors, weights."),
-    "losses": ("Losses", "Focal and box losses."),
-    "metrics": ("Metrics", "COCO and VOC scores."),
+    "boxes": ("Boxes", "Upright and rotated geometry: formats, IoU, NMS, coders."),
+    "data": ("Data", "Samples, augmentation, batches, and the set that is drawn by code."),
+    "data/formats": ("Formats", "Readers: COCO, VOC, DOTA, roLabelImg, HRSC2016, DIOR-R."),
+    "nets": ("Networks", "Backbones, pyramids, anchors, deformable convolution, RoIAlign."),
+    "losses": ("Losses", "Focal losses, box losses upright and rotated, MADet's losses."),
+    "metrics": ("Metrics", "COCO, VOC and DOTA scores, and kinds of errors."),
     "figures": ("Figures", "Every drawing and table."),
-    "assigners": ("Assigners", "Who is positive."),
-    "heads": ("Heads", "What is predicted at a place, and what it costs to be wrong."),
+    "assigners": ("Assigners", "Which priors are positive (label assignment)."),
+    "heads": ("Heads", "Predictions at each location, training targets, losses, detections."),
     "detectors": (
         "Detectors",
         "Backbone, pyramid and head put together, one constructor a method.",
     ),
     "training": ("Training", "Recipe, loop, checkpoints, run folder."),
     "semi": ("Semi-supervised", "Teachers and students."),
-    "reports": ("Reports", "The command line, tables, verdicts, parity."),
+    "methods": ("Methods", "The table of methods: options, builders, loading, scoring, prediction."),
+    "tables": ("Tables", "Papers' results tables: grid, jobs, cost, results, verdicts."),
+    "parity": ("Parity", "Comparison with the original code, a page per family of fixtures."),
 }
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "data/*.md", "papers/*/paper.md", "papers/*/*.csv")
 LINK = re.compile(r"(\]\()([^)\s]+)(?=\))")

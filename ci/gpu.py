@@ -338,7 +338,8 @@ def compile_part(settings: Settings) -> dict:
 def steps_a_second(name: str, settings: Settings, data: str, precision: str) -> dict:
     """The rate of the real training step of a method on real batches, and the memory that it takes."""
     import torch
-    from madet.methods.names import geometry_of, recipe_of
+    from madet.methods.load import geometry_of
+    from madet.methods.names import recipe_of
     from madet.training.checkpoint import seed_everything
     from madet.training.loop import make_plan, supervised_step, train_step
     from madet.training.state import make_state

@@ -15,7 +15,6 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
@@ -85,6 +84,30 @@ class Children:
         finally:
             self.running.discard(child)
 
+    def lines(self, command, **options):
+        """The lines that a command prints, as they come; what it says on standard error is shown."""
+        child = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        self.running.add(child)
+        try:
+            yield from child.stdout
+            child.wait()
+        except BaseException:
+            child.terminate()  # it ends its own children, which are process groups of their own
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                self.kill(child)
+            raise
+        finally:
+            self.running.discard(child)
+
     def kill(self, child):
         try:
             os.killpg(child.pid, signal.SIGKILL)
@@ -94,6 +117,10 @@ class Children:
     def kill_all(self):
         for child in list(self.running):
             self.kill(child)
+
+
+def root_of_scripts():
+    return Path(__file__).resolve().parent
 
 
 def tool(name):
@@ -122,54 +149,46 @@ def flagged(path, flag):
 
 
 def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, workers=2, setting=()):
-    """One process a notebook, `workers` at a time, with `setting`'s variables; shows what a failing one printed."""
+    """Each in a fork of ci/notebooks.py, `workers` at a time, with `setting`'s variables; shows what a failing one printed."""
     tally, times = Counter(), {}
-    with (
-        tempfile.TemporaryDirectory(prefix="madet-test-") as home,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        env = dict(os.environ, IPYTHONDIR=home, XDG_CONFIG_HOME=home)
+    with tempfile.TemporaryDirectory(prefix="madet-test-") as home:
+        env = dict(os.environ, IPYTHONDIR=home, XDG_CONFIG_HOME=home, TMPDIR=home)
         env.setdefault("OMP_NUM_THREADS", "1")
         env.update(setting)
-
-        def one(path):
-            start = time.monotonic()
-            command = [tool("nbdev-test"), path, "--cell-timeout", str(seconds)] + (
-                ["--flags", flags] if flags else []
+        command = [sys.executable, root_of_scripts() / "notebooks.py", "--workers", workers]
+        command += ["--seconds", seconds, "--flags", flags, *paths]
+        for line in children.lines(command, cwd=root, env=env):
+            result = json.loads(line)
+            name = Path(result["path"]).relative_to(root)
+            code, took = result["code"], result["seconds"]
+            times[name] = took
+            tally["passed" if code == 0 else "failed"] += 1
+            state = "ok    " if code == 0 else "FAILED"
+            slow = f"   more than {SLOW_SECONDS} s" if took > SLOW_SECONDS else ""
+            say(f"{state} {took:6.1f} s  {name}{slow}")
+            if code is None:
+                say(f"       stopped after {seconds} s")
+            if code != 0:
+                last = result["printed"].strip().splitlines()[-60:]
+                say("\n".join("       " + line for line in last))
+    for path in paths:
+        if path.relative_to(root) not in times:
+            say(
+                f"FAILED           {path.relative_to(root)}: the process that runs notebooks ended before it"
             )
-            code, printed = children.run(command, seconds, subprocess.PIPE, cwd=root, env=env)
-            return code, printed, time.monotonic() - start
-
-        waiting = {pool.submit(one, path): path.relative_to(root) for path in paths}
-        try:
-            for done in as_completed(waiting):
-                name, (code, printed, took) = waiting[done], done.result()
-                times[name] = took
-                tally["passed" if code == 0 else "failed"] += 1
-                state = "ok    " if code == 0 else "FAILED"
-                slow = f"   more than {SLOW_SECONDS} s" if took > SLOW_SECONDS else ""
-                say(f"{state} {took:6.1f} s  {name}{slow}")
-                if code is None:
-                    say(f"       stopped after {seconds} s")
-                if code != 0:
-                    say("\n".join("       " + line for line in printed.strip().splitlines()[-60:]))
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            children.kill_all()
-            raise
+            tally["failed"] += 1
     if times:
+        slowest = sorted(times.items(), key=lambda pair: -pair[1])[:3]
+        named = ", ".join(f"{name.stem} {took:.0f} s" for name, took in slowest)
         say(
-            f"{len(times)} notebooks, {sum(times.values()):.0f} s of their time, the slowest: "
-            + ", ".join(
-                f"{name.stem} {took:.0f} s"
-                for name, took in sorted(times.items(), key=lambda x: -x[1])[:3]
-            )
+            f"{len(times)} notebooks, {sum(times.values()):.0f} s of their time, the slowest: {named}"
         )
     return tally
 
 
-def run_tests(root, children, paths=(), marks="not long", seconds=TESTS_SECONDS, setting=()):
+def run_tests(
+    root, children, paths=(), marks="not long", seconds=TESTS_SECONDS, setting=(), workers=2
+):
     """pytest on ci/tests; counts come from its JUnit report."""
     with tempfile.TemporaryDirectory(prefix="madet-test-") as folder:
         report = Path(folder) / "report.xml"
@@ -185,6 +204,7 @@ def run_tests(root, children, paths=(), marks="not long", seconds=TESTS_SECONDS,
             "--durations-min=2",
             "-p",
             "no:cacheprovider",
+            *(("-n", str(workers), "--dist", "loadfile") if workers > 1 else ()),
             f"--junitxml={report}",
             f"--basetemp={folder}/tmp",
         ]
@@ -243,7 +263,9 @@ def run_in_setting(root, children, setting):
     tally = run_notebooks(
         root, marked, children, seconds=SETTING_NOTEBOOK_SECONDS, workers=workers, setting=setting
     )
-    tally += run_tests(root, children, marks="trains and not long", setting=setting)
+    tally += run_tests(
+        root, children, marks="trains and not long", setting=setting, workers=workers
+    )
     return tally + run_parity(root, children, NETWORKS, setting=setting)
 
 
@@ -261,7 +283,10 @@ def stages(root, arguments, children):
                 lambda: run_notebooks(root, slow, children, "slow", LONG_NOTEBOOK_SECONDS, 1),
             )
         if tests or everything or "tests" in words:
-            yield "long tests", lambda: run_tests(root, children, tests, "long", LONG_TESTS_SECONDS)
+            yield (
+                "long tests",
+                lambda: run_tests(root, children, tests, "long", LONG_TESTS_SECONDS, workers=1),
+            )
         for name, setting in SETTINGS.items() if everything or "settings" in words else ():
             yield f"what trains: {name}", partial(run_in_setting, root, children, setting)
         return

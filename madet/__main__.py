@@ -1,4 +1,4 @@
-"""The same program as `madet`, for torchrun and for machines whose PATH is not set
+"""`python -m madet`: the same program as `madet`, for torchrun and where PATH is not set.
 
 Docs: https://madet.github.io/madet/main.html.md"""
 

@@ -125,30 +125,21 @@ def test_a_planted_module_is_found(package, check, text, sentence):
     assert any(sentence in one for one in said), said
 
 
-def notebook(*cells):
-    return json.dumps({"cells": list(cells), "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
-
-
-def code(source, picture=False):
+def shown(source, picture=False):
     output = {"output_type": "display_data", "data": {"image/png": ""}, "metadata": {}}
-    return {
-        "cell_type": "code",
-        "id": "planted",
-        "source": source,
-        "outputs": [output] * picture,
-    }
+    return cell("code", source, outputs=[output] * picture)
 
 
 @pytest.mark.parametrize(
     "cells, sentence",
     [
-        ([code("x = 1\n" * 61)], "61 lines"),
-        ([code("x" * 121)], "over 120 columns"),
-        ([code("x = 1")] * 7 + [code("plot()", True)], "stands in cell 8"),
+        (["x = 1\n" * 61], "61 lines"),
+        (["x" * 121], "over 120 columns"),
+        (["x = 1"] * 7 + ["plot()"], "stands in cell 8"),
     ],
 )
 def test_a_planted_lesson_is_found(tmp_path, cells, sentence):
-    write(tmp_path / "nbs/a.ipynb", notebook(*cells))
+    notebook(tmp_path / "nbs/a.ipynb", [shown(one, one == "plot()") for one in cells])
     _, said = checks.lessons(tmp_path)
     assert any(sentence in one for one in said), said
 

@@ -13,7 +13,7 @@ from PIL import Image
 from test_commands import voc
 
 from madet.cli import main
-from madet.methods.names import detector_from
+from madet.methods.load import detector_from
 from madet.nets.resnet import resnet
 from madet.parity.fixtures import drawn, open_fixture
 from madet.parity.models import inputs_of, recorded_detections, tensor
@@ -362,7 +362,7 @@ def of_the_authors(key):
 def test_madet_with_deformable_stages(capsys, tmp_path, backbone):
     """Keys of a published configuration's trunk, offsets under their old name; the same detections, and the trunk's own file for train --weights."""
     from madet.detectors.madet import madet_detector as constructor
-    from madet.detectors.published import like_published
+    from madet.detectors.published_network import like_published
 
     torch.manual_seed(0)
     build = dict(

@@ -9,7 +9,7 @@ import torchvision
 from test_convert import madet, published
 from torch.nn import functional as F
 
-from madet.methods.names import detector_from
+from madet.methods.load import detector_from
 from madet.parity.fixtures import open_fixture
 from madet.parity.models import inputs_of, places, recorded_detections
 
@@ -193,7 +193,7 @@ def test_the_layout_of_0_3_gives_what_plain_convolutions_give(
     version = name.split("_")[-1].split("-")[0]
     assert (
         model.boxes.version == version
-        and model.head.match == match
+        and model.head.match_on == match
         and recipe.method == "-".join(name.split("_")[:2])
     )
     pixels = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))

@@ -7,9 +7,8 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 import gpu
+import pytest
 from gpu import Ended, Part, Settings
 
 

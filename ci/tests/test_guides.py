@@ -107,38 +107,47 @@ def test_adding_a_method_as_the_guide_says(root, tmp_path):
             ("code", "#| default_exp assigners.best_few"),
             (
                 "code",
-                "#| export\nimport torch\n\nfrom madet.assigners.atss import candidates\nfrom madet.assigners.max_iou import BACKGROUND, IGNORED, in_ignored\n"
+                "#| export\nimport torch\n\nfrom madet.assigners.atss import atss_candidates\nfrom madet.assigners.max_iou import BACKGROUND, IGNORED, inside_ignored\n"
                 "from madet.boxes.geometry import Upright",
             ),
             ("code", "#| export\n" + cell_with(guide, "@torch.no_grad()\ndef best_few")),
         ],
     )
 
-    # 2: the name, with its imports inside the function
-    body = (
-        cell_with(guide, "def build(")
-        .replace("def build(", "def build_best_few(")
-        .replace("build, DENSE)", "build_best_few, DENSE)")
+    # 2: the method: one file, with its imports inside the function, and one line in the table
+    head, rest = cell_with(guide, "def build_best_few(").split("\n    return ", 1)
+    inside = (
+        "\n    from madet.assigners.best_few import best_few"
+        "\n    from madet.detectors.dense import atss_detector"
+        "\n\n    return "
     )
-    head, rest = body.split("\n    return ", 1)
-    imports = "\n    from functools import partial\n    import madet.detectors.dense as dense\n    from madet.assigners.best_few import best_few\n    return "
-    methods = tree / "nbs/methods/00_names.ipynb"
-    notebook = json.loads(methods.read_text())
-    place = next(
-        i for i, cell in enumerate(notebook["cells"]) if "METHODS = " in "".join(cell["source"])
+    entry = 'METHODS = (Method("best-few", DenseOptions, build_best_few, DEFAULTS),)'
+    write_notebook(
+        tree / "nbs/methods/06_best_few.ipynb",
+        [
+            ("markdown", "# The best few by name\n\n> The method best-few."),
+            ("code", "#| default_exp methods.best_few"),
+            (
+                "code",
+                "#| export\nfrom functools import partial\n\n"
+                "from madet.methods.dense import DEFAULTS, DenseOptions\n"
+                "from madet.methods.method import Method",
+            ),
+            ("code", f"#| export\n{head}{inside}{rest}\n\n\n{entry}"),
+        ],
     )
-    notebook["cells"].insert(
-        place + 1,
-        {
-            "cell_type": "code",
-            "id": "bestfew",
-            "metadata": {},
-            "outputs": [],
-            "execution_count": None,
-            "source": f"#| export\n{head}{imports}{rest}",
-        },
-    )
-    methods.write_text(json.dumps(notebook))
+    names = tree / "nbs/methods/00_names.ipynb"
+    text = names.read_text()
+    for before, after in (
+        ("madet.methods import dense,", "madet.methods import best_few, dense,"),
+        (
+            "    torchvision.METHODS,\\n",
+            '    torchvision.METHODS,\\n",\n    "    best_few.METHODS,\\n',
+        ),
+    ):
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    names.write_text(text)
 
     # 3: the row
     with open(tree / "papers/atss/grid.csv", newline="") as file:

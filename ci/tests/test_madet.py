@@ -12,6 +12,7 @@ import torch
 from test_commands import madet, voc
 
 from madet.assigners.madet import madet
+from madet.assigners.max_iou import PriorPredictions
 from madet.detectors.dense import backbone_with_fpn
 from madet.detectors.madet import madet_detector as constructor
 from madet.heads.madet import MAHead
@@ -347,13 +348,13 @@ def test_the_rule_looks_at_the_right_class_and_keeps_no_graph():
     priors = AnchorGrid()([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)])
     truth = torch.tensor([[21.0, 17.0, 84.0, 92.0]])
     logits = torch.randn(len(priors), 3, requires_grad=True)
-    found = madet(priors, truth, logits=logits, labels=torch.tensor([1]))
+    found = madet(priors, truth, predictions=PriorPredictions(logits, torch.tensor([1])))
     assert not found.requires_grad
     order = [1, 0, 2]
-    assert torch.equal(
-        found, madet(priors, truth, logits=logits[:, order], labels=torch.tensor([0]))
-    )
-    flat = madet(priors, truth, logits=torch.zeros(len(priors), 3), labels=torch.tensor([1]))
+    swapped = PriorPredictions(logits[:, order], torch.tensor([0]))
+    assert torch.equal(found, madet(priors, truth, predictions=swapped))
+    no_opinion = PriorPredictions(torch.zeros(len(priors), 3), torch.tensor([1]))
+    flat = madet(priors, truth, predictions=no_opinion)
     assert (flat >= 0).any() and not torch.equal(flat, found)
 
 

@@ -25,14 +25,17 @@ import madet.losses
 import madet.metrics
 from madet.boxes.geometry import Rotated, Upright
 from madet.boxes.priors import Priors
+from madet.data.embedded import embedded
+from madet.heads.detect import PostprocessConfig
 from madet.losses import boxes as box_losses
-from madet.losses import focal, gaussian, mutual, reduce, rotated
+from madet.losses import focal, gaussian, reduce, rotated
+from madet.losses import madet as madet_loss
+from madet.methods.load import geometry_of
+from madet.methods.names import METHODS, recipe_of
 from madet.metrics import coco, dota, errors, slices, voc
 from madet.nets import deform
-from madet.methods.names import METHODS, geometry_of, recipe_of
-from madet.parity.run import results_on
-from madet.data.embedded import embedded
 from madet.nets.weights import read_weights
+from madet.parity.run import results_on
 from madet.training import run as run_module
 from madet.training.loop import supervised_step
 
@@ -291,8 +294,8 @@ def scene(geometry):
 def talkative(model):
     """The detector with a threshold so low that an untrained one finds something, and few candidates."""
     for part in model.modules():
-        if hasattr(part, "cut"):
-            part.cut = replace(part.cut, score_threshold=1e-4, nms_pre=30)
+        if isinstance(getattr(part, "postprocess", None), PostprocessConfig):
+            part.postprocess = replace(part.postprocess, score_threshold=1e-4, nms_pre=30)
         if hasattr(part, "score_thresh"):
             part.score_thresh = 1e-4
             part.topk_candidates = 30
@@ -429,10 +432,13 @@ LOSSES |= {
     "cross_entropy": (focal.cross_entropy, (LOGITS, LABELS.clamp(0, CLASSES - 1))),
     "binary_cross_entropy": (focal.binary_cross_entropy, (LOGITS, SOFT)),
     "distribution_focal": (focal.distribution_focal, (LOGITS, QUALITY)),
-    "weighted_focal": (mutual.weighted_focal, (LOGITS, LABELS, QUALITY.clone().requires_grad_())),
-    "quality_transform": (mutual.quality_transform, (QUALITY.clone().requires_grad_(),)),
+    "weighted_focal": (
+        madet_loss.weighted_focal,
+        (LOGITS, LABELS, QUALITY.clone().requires_grad_()),
+    ),
+    "quality_transform": (madet_loss.quality_transform, (QUALITY.clone().requires_grad_(),)),
     "ratio_weights": (
-        mutual.ratio_weights,
+        madet_loss.ratio_weights,
         (torch.stack([QUALITY, QUALITY.flip(0)]).requires_grad_(),),
     ),
     "weighted_sum": (reduce.weighted_sum, (LOGITS, QUALITY, QUALITY.sum())),
@@ -443,7 +449,7 @@ LOSSES |= {
 THROUGH_NAMES = {
     getattr(loss, "func", loss).__name__ for loss, _ in rotated.LOSSES.values()
 }  # tried as "rotated ..."
-NO_LOSSES = {"wide", "overlap_loss", "rotated_loss", "usual_weight", "compare"}
+NO_LOSSES = {"at_least_float32", "overlap_loss", "rotated_loss", "default_weight"}
 
 
 def public_functions(package):

@@ -11,7 +11,7 @@ from madet.boxes.geometry import Rotated
 from madet.losses import gaussian
 from madet.losses.boxes import iou_loss
 from madet.losses.reduce import weighted_sum
-from madet.losses.rotated import KINDS, LOSSES, compare, rotated_loss
+from madet.losses.rotated import KINDS, LOSSES, rotated_loss
 
 FAMILY = {
     "gwd": gaussian.gwd_loss,
@@ -158,7 +158,7 @@ def look(name, pred, target, bounded):
     for half in (False, True):
         leaf = pred.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            each = compare(loss, leaf, target, lambda: (leaf / 16, target / 16))
+            each = loss(leaf, target, encoded=(leaf / 16, target / 16))
             each.sum().backward()
         assert each.dtype == torch.float32
         for what, values in (("value", each), ("slope", leaf.grad)):
@@ -231,7 +231,7 @@ def test_slopes_agree_with_finite_differences(name):
     ).double()
     pred = target + torch.randn(8, 5, generator=dice).double() * torch.tensor([2, 2, 3, 3, 0.2])
     assert torch.autograd.gradcheck(
-        lambda x: compare(rotated_loss(name), x, target, lambda: (x / 16, target / 16)),
+        lambda x: rotated_loss(name)(x, target, encoded=(x / 16, target / 16)),
         pred.requires_grad_(),
     )
 

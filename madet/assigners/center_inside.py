@@ -1,4 +1,4 @@
-"""Any rule for positives, with the extra demand that a positive's centre lies inside its object
+"""Wraps any assigner: positives whose center lies outside their truth become background (ATSS paper, table 1)
 
 Docs: https://madet.github.io/madet/assigners/center_inside.html.md"""
 
@@ -13,28 +13,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .max_iou import BACKGROUND
-from .madet import ask
+from .max_iou import BACKGROUND, PriorPredictions
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
 
 # %% ../../nbs/assigners/03_center_inside.ipynb #c4d48cdf
 def require_center_inside(
-    assign: Callable,
+    assign: Callable[..., Tensor],
     priors: Priors,
     truths: Tensor,
     geometry: Upright | Rotated = Upright(),
     *,
     ignored: Tensor | None = None,
-    logits: Tensor | None = None,
-    labels: Tensor | None = None,
+    predictions: PriorPredictions | None = None,
     margin: float = 0.01,
 ) -> Tensor:
-    """What `assign` answers, int64 `[A]`, with positives turned into background where the prior's centre is not inside its truth.
+    """What `assign` returns, int64 `[A]`, less the positives whose center is not inside their truth: those become -1.
 
     `margin` in pixels: how far inside, as in ATSS. Source: Zhang et al., CVPR 2020, table 1 ("in GT box")."""
-    matched = ask(assign, priors, truths, geometry, ignored=ignored, logits=logits, labels=labels)
+    matched = assign(priors, truths, geometry, ignored=ignored, predictions=predictions)
     if not len(truths):
         return matched
-    sides = geometry.side_distances(geometry.parts(priors.boxes)[0], truths[matched.clamp(min=0)])
-    return torch.where((matched >= 0) & (sides.amin(-1) <= margin), BACKGROUND, matched)
+    centers = geometry.parts(priors.boxes)[0]
+    sides = geometry.side_distances(centers, truths[matched.clamp(min=0)])
+    outside = (matched >= 0) & (sides.amin(-1) <= margin)
+    return torch.where(outside, BACKGROUND, matched)

@@ -1,4 +1,4 @@
-"""Positive is every point inside an object of a size that suits its level
+"""Positive is every point inside an object whose size fits the range of the point's pyramid level (FCOS)
 
 Docs: https://madet.github.io/madet/assigners/fcos.html.md"""
 
@@ -11,13 +11,13 @@ __all__ = ['size_ranges', 'fcos']
 import torch
 from torch import Tensor
 
-from .max_iou import BACKGROUND, IGNORED, SLICE
+from .max_iou import BACKGROUND, IGNORED, SLICE, PriorPredictions
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
 
 # %% ../../nbs/assigners/02_fcos.ipynb #35cfc6d7
 def size_ranges(strides: tuple[int, ...], factor: float = 8.0) -> list[tuple[float, float]]:
-    "For every level the open interval of longest side distances it answers for, pixels: (0, 64), (64, 128) ... (512, inf)."
+    "Each level's open interval of longest side distances, pixels: (0, 64), (64, 128) ... (512, inf)."
     upper = [factor * stride for stride in strides[:-1]] + [float("inf")]
     return list(zip([0.0] + upper[:-1], upper))
 
@@ -29,39 +29,40 @@ def fcos(
     geometry: Upright | Rotated = Upright(),
     *,
     ignored: Tensor | None = None,
+    predictions: PriorPredictions | None = None,
     center_radius: float = 1.5,
     range_factor: float = 8.0,
 ) -> Tensor:
-    """Match the centres of priors to `truths` `[G, dim]` by place and size: int64 `[A]`, a truth's index, -1 background, -2 ignored.
+    """Match the centers of priors to `truths` `[G, dim]`: int64 `[A]`, a truth's index, -1 background, -2 ignored.
 
-    `center_radius` in strides limits positives to a square around a truth's centre, 0 for anywhere inside (FCOS 2019);
-    `range_factor` times a level's stride is the upper end of its range in pixels. A point inside an ignored region that is
-    not positive is ignored. Distances are measured in each box's own frame. Source: Tian et al., ICCV 2019; TPAMI 2020."""
+    `center_radius` in strides limits positives to a square around a truth's center, 0 for anywhere inside (FCOS 2019);
+    `range_factor` times a level's stride is the upper end of its size range in pixels. A point inside an `ignored`
+    region `[I, dim]` that is not positive is ignored; `predictions` are not used. Distances are measured in each box's
+    own coordinate frame. Source: Tian et al., ICCV 2019; TPAMI 2020."""
     points = geometry.parts(priors.boxes)[0]
-    ranges = size_ranges(priors.strides, range_factor)
-    lower, upper = (priors.per_anchor([r[i] for r in ranges]) for i in (0, 1))
-    radius = priors.per_anchor(priors.strides) * center_radius
-    best = torch.full((len(priors),), torch.inf, device=points.device)
+    lower, upper = zip(*size_ranges(priors.strides, range_factor))
+    lower, upper = priors.per_anchor(lower)[:, None], priors.per_anchor(upper)[:, None]
+    radius = priors.per_anchor(priors.strides)[:, None] * center_radius
+    smallest = torch.full((len(priors),), torch.inf, device=points.device)
     matched = torch.full((len(priors),), BACKGROUND, dtype=torch.int64, device=points.device)
     step = max(1, SLICE // max(1, 4 * len(priors)))
     for start in range(0, len(truths), step):
         part = truths[start : start + step]
         sides = geometry.side_distances(points[:, None], part[None])
-        fits = _fits(sides, lower[:, None], upper[:, None], radius[:, None])
+        fits = _fits(sides, lower, upper, radius)
         area, index = torch.where(fits, geometry.areas(part), torch.inf).min(1)
-        matched = torch.where(area < best, index + start, matched)
-        best = torch.minimum(best, area)
+        matched = torch.where(area < smallest, index + start, matched)
+        smallest = torch.minimum(smallest, area)
     if ignored is not None and len(ignored):
-        inside = torch.zeros_like(matched, dtype=torch.bool)
         for part in ignored.split(step):
-            inside |= (geometry.side_distances(points[:, None], part[None]).amin(-1) > 0).any(1)
-        matched[inside & (matched < 0)] = IGNORED
+            inside = (geometry.side_distances(points[:, None], part[None]).amin(-1) > 0).any(1)
+            matched[inside & (matched < 0)] = IGNORED
     return matched
 
 
 def _fits(sides: Tensor, lower: Tensor, upper: Tensor, radius: Tensor) -> Tensor:
-    "Inside, near enough to the centre, and of a size that suits the level: bool `[A, G]`."
-    fits, longest = sides.amin(-1) > 0, sides.amax(-1)
-    fits &= (longest > lower) & (longest < upper)
+    "Inside, near enough to the center, and of a size that fits the level: bool `[A, G]`."
+    inside, longest = sides.amin(-1) > 0, sides.amax(-1)
+    right_size = (longest > lower) & (longest < upper)
     off_center = (sides[..., :2] - sides[..., 2:]).abs().amax(-1) / 2
-    return fits & ((off_center < radius) | (radius == 0))
+    return inside & right_size & ((off_center < radius) | (radius == 0))

@@ -1,4 +1,4 @@
-"""What a network regresses, as deltas from an anchor or as distances from a point, and how to get boxes back
+"""What a network regresses (deltas from an anchor, distances from a point), and boxes from it
 
 Docs: https://madet.github.io/madet/boxes/coders.html.md"""
 
@@ -14,14 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .geometry import Rotated, Upright
+from .geometry import Rotated, Upright, rotate
 
 # %% ../../nbs/boxes/04_coders.ipynb #882951ea
+def _as_row(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    """The first of `numbers`, as many as the last dimension of `like` has, as a tensor of its kind."""
+    return like.new_tensor(numbers[: like.shape[-1]])
+
+
 @dataclass(frozen=True)
 class DeltaCoder:
     """Boxes as shifts and log-scales of anchor boxes (R-CNN; with angles as in MMRotate).
 
-    `encode`: priors `[..., 4|5]`, boxes `[..., 4|5]` to `[..., 4|5]`; `decode` is its inverse up to the clamps."""
+    `encode`: priors `[..., 4|5]`, boxes `[..., 4|5]` to `[..., 4|5]`;
+    `decode` is its inverse up to the clamps."""
 
     priors: Upright | Rotated = Upright()
     boxes: Upright | Rotated = Upright()
@@ -29,29 +35,29 @@ class DeltaCoder:
     stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
     max_ratio: float = 1000 / 16  # largest stretch of a side in one step
     clip_border: bool = True  # keep decoded boxes inside the image where its size is given
-    center_clamp: float | None = (
-        None  # pixels; also frees the lower bound of the log-scales (YOLOF)
-    )
-    project: bool = False  # centre shift in the prior's own frame
-    edge_swap: bool = False  # choose the side order with the smaller turn
+    center_clamp: float | None = None  # pixels; also frees the log-scales' lower bound (YOLOF)
+    project: bool = False  # center shift in the prior's own frame
+    edge_swap: bool = False  # choose the side order with the smaller angle
     angle_unit: float | None = None  # angles are regressed in units of angle_unit * pi
 
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
-        "Targets for `boxes` seen from `priors`, row by row."
+        """Targets `[..., 4|5]` for `boxes` seen from `priors`, row by row."""
         center, size, angle = self.priors.parts(priors)
         target, target_size, target_angle = self.boxes.parts(boxes)
         shift = target - center
         if self.project and angle.shape[-1]:
-            shift = _spin(shift, -angle)
+            shift = rotate(shift, -angle)
         turn = target_angle - angle if angle.shape[-1] else target_angle
         if turn.shape[-1]:
-            turn, target_size = self._fold(turn, target_size)
+            turn, target_size = _encode_angle(self, turn, target_size)
         values = torch.cat([shift / size, (target_size / size).log(), turn], -1)
-        return (values - self._row(self.means, values)) / self._row(self.stds, values)
+        return (values - _as_row(self.means, values)) / _as_row(self.stds, values)
 
     def decode(self, priors: Tensor, values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        "Boxes from regressed `values`; `size` (height, width) of the image clips them where `clip_border` is on."
-        values = values * self._row(self.stds, values) + self._row(self.means, values)
+        """Boxes `[..., 4|5]` from regressed `values` `[..., 4|5]`.
+
+        `size` (height, width) of the image clips them where `clip_border` is on."""
+        values = values * _as_row(self.stds, values) + _as_row(self.means, values)
         center, extent, angle = self.priors.parts(priors)
         shift = values[..., :2] * extent
         scale = values[..., 2:4]
@@ -60,71 +66,68 @@ class DeltaCoder:
         if self.center_clamp is None:
             scale = scale.clamp(-limit, limit)
         else:
-            shift, scale = (
-                shift.clamp(-self.center_clamp, self.center_clamp),
-                scale.clamp(max=limit),
-            )
+            shift = shift.clamp(-self.center_clamp, self.center_clamp)
+            scale = scale.clamp(max=limit)
         if self.project and angle.shape[-1]:
-            shift = _spin(shift, angle)
+            shift = rotate(shift, angle)
         sizes = extent * scale.exp()
         if turn.shape[-1]:
-            turn, sizes = self._unfold(
-                turn + angle if angle.shape[-1] and not self.angle_unit else turn, angle, sizes
-            )
+            turn, sizes = _decode_angle(self, turn, angle, sizes)
         boxes = self.boxes.build(center + shift, sizes, turn)
         return self.boxes.clip(boxes, size) if size is not None and self.clip_border else boxes
 
-    def _row(self, numbers: tuple[float, ...], like: Tensor) -> Tensor:
-        return like.new_tensor(numbers[: like.shape[-1]])
-
-    def _fold(self, turn: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        "The turn to regress, and the side order that goes with it."
-        turn, swapped = self.boxes.wrap(turn), self.boxes.wrap(turn + math.pi / 2)
-        if self.edge_swap:
-            stay = turn.abs() < swapped.abs()
-            turn, sizes = torch.where(stay, turn, swapped), torch.where(stay, sizes, sizes.flip(-1))
-        return turn / (self.angle_unit * math.pi) if self.angle_unit else turn, sizes
-
-    def _unfold(self, turn: Tensor, angle: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        if self.angle_unit:
-            turn = turn * (self.angle_unit * math.pi) + (angle if angle.shape[-1] else 0)
-        turn = self.boxes.wrap(turn)
-        if self.edge_swap:
-            stay = sizes[..., :1] > sizes[..., 1:]
-            turn = torch.where(stay, turn, self.boxes.wrap(turn + math.pi / 2))
-            sizes = torch.where(stay, sizes, sizes.flip(-1))
-        return turn, sizes
+# %% ../../nbs/boxes/04_coders.ipynb #474e810f
+def _encode_angle(coder: DeltaCoder, turn: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The angle to regress `[..., 1]`, and the side order `[..., 2]` that goes with it."""
+    swapped = coder.boxes.wrap(turn + math.pi / 2)
+    turn = coder.boxes.wrap(turn)
+    if coder.edge_swap:
+        stay = turn.abs() < swapped.abs()
+        turn = torch.where(stay, turn, swapped)
+        sizes = torch.where(stay, sizes, sizes.flip(-1))
+    return turn / (coder.angle_unit * math.pi) if coder.angle_unit else turn, sizes
 
 
-def angle_defaults(boxes: Upright | Rotated) -> dict:
-    """How the published one-stage detectors regress the angle of such boxes, as arguments of `DeltaCoder`; nothing for upright boxes.
+def _decode_angle(
+    coder: DeltaCoder, turn: Tensor, angle: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Angle and sides from the regressed angle `turn` and the prior's `angle` `[..., 0|1]`."""
+    if coder.angle_unit:
+        turn = turn * (coder.angle_unit * math.pi)
+    if angle.shape[-1]:
+        turn = turn + angle
+    turn = coder.boxes.wrap(turn)
+    if coder.edge_swap:
+        stay = sizes[..., :1] > sizes[..., 1:]
+        turn = torch.where(stay, turn, coder.boxes.wrap(turn + math.pi / 2))
+        sizes = torch.where(stay, sizes, sizes.flip(-1))
+    return turn, sizes
 
-    oc: as it stands; le90: the smaller turn, swapping sides; le135: in units of pi; the last two shift in the anchor's frame (MMRotate 0.3.4)."""
-    return {
-        "rotated-le90": dict(edge_swap=True, project=True),
-        "rotated-le135": dict(angle_unit=1.0, project=True),
-    }.get(boxes.name, {})
 
+def angle_defaults(boxes: Upright | Rotated) -> dict[str, bool | float]:
+    """How the published one-stage detectors regress angles, as arguments of `DeltaCoder`.
 
-def _spin(offsets: Tensor, angles: Tensor) -> Tensor:
-    "Offsets `[..., 2]` turned clockwise by `angles` `[..., 1]` radians."
-    cos, sin = angles.cos(), angles.sin()
-    x, y = offsets[..., :1], offsets[..., 1:]
-    return torch.cat([x * cos - y * sin, x * sin + y * cos], -1)
+    oc: as they stand; le90: the smaller angle, swapping sides; le135: in units of pi; the last two
+    shift in the anchor's frame (MMRotate 0.3.4). Nothing for upright boxes."""
+    if boxes.name == "rotated-le90":
+        return dict(edge_swap=True, project=True)
+    if boxes.name == "rotated-le135":
+        return dict(angle_unit=1.0, project=True)
+    return {}
 
 # %% ../../nbs/boxes/04_coders.ipynb #1d93633e
 @dataclass(frozen=True)
 class DistanceCoder:
-    """Boxes as the distances of their four sides (left, top, right, bottom) from the centre of a prior, plus an angle if they have one.
+    """Boxes as distances of their sides (left, top, right, bottom) from a prior's center, plus an angle.
 
-    `activation`: exp, relu or linear, applied to the four raw numbers in `decode`. The unit of a distance along x is
-    `unit` times the prior's width, along y `unit` times its height."""
+    The unit of a distance along x is `unit` times the prior's width, along y `unit` times its
+    height. FCOS (Tian et al., ICCV 2019). Raises ValueError for an unknown activation."""
 
     priors: Upright | Rotated = Upright()
     boxes: Upright | Rotated = Upright()
-    activation: str = "exp"
+    activation: str = "exp"  # exp | relu | linear: applied to the four raw numbers in `decode`
     unit: float = 1.0
-    clip_border: bool = True
+    clip_border: bool = True  # keep decoded boxes inside the image where its size is given
     max_log: float | None = None  # under exp: largest raw value that still counts, against overflow
 
     def __post_init__(self):
@@ -132,7 +135,9 @@ class DistanceCoder:
             raise ValueError(f"activation {self.activation!r} is not one of exp, relu, linear")
 
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
-        "Raw values `[..., 4|5]` whose decoding gives `boxes`; sides behind the point become tiny positive ones under exp."
+        """Raw values `[..., 4|5]` whose decoding gives `boxes`.
+
+        Under exp, sides behind the point become tiny positive ones."""
         points, size, _ = self.priors.parts(priors)
         sides = self.boxes.side_distances(points, boxes) / self._units(size)
         if self.activation == "exp":
@@ -140,16 +145,18 @@ class DistanceCoder:
         return torch.cat([sides, self.boxes.parts(boxes)[2]], -1)
 
     def decode(self, priors: Tensor, values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        "Boxes from raw `values` `[..., 4|5]`; `size` (height, width) of the image clips them where `clip_border` is on."
+        """Boxes from raw `values` `[..., 4|5]`.
+
+        `size` (height, width) of the image clips them where `clip_border` is on."""
         points, extent, _ = self.priors.parts(priors)
         sides = values[..., :4]
         if self.activation != "linear":
             sides = sides if self.max_log is None else sides.clamp(max=self.max_log)
             sides = sides.exp() if self.activation == "exp" else sides.relu()
-        boxes = self.boxes.from_sides(
-            points, sides * self._units(extent), self.boxes.wrap(values[..., 4:])
-        )
+        angles = self.boxes.wrap(values[..., 4:])
+        boxes = self.boxes.from_sides(points, sides * self._units(extent), angles)
         return self.boxes.clip(boxes, size) if size is not None and self.clip_border else boxes
 
     def _units(self, size: Tensor) -> Tensor:
+        """Units of the four distances `[..., 4]` in pixels, from priors' sizes `[..., 2]`."""
         return torch.cat([size, size], -1) * self.unit

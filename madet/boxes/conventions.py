@@ -1,4 +1,4 @@
-"""One rectangle, a dozen ways to write it, what each tool means, and how to get from one to the other
+"""How a dozen tools write the angle and sides of a rotated box, and conversions between them
 
 Docs: https://madet.github.io/madet/boxes/conventions.html.md"""
 
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from .errors import BadInput
-from .geometry import Rotated
+from .geometry import Rotated, Upright
 
 # %% ../../nbs/boxes/08_conventions.ipynb #6da874b9
 @dataclass(frozen=True)
 class Convention:
-    "How somebody writes the angle and the sides of a rotated box; the range is [start, start + span), radians clockwise unless said otherwise."
+    """How somebody writes the angle and the sides of a rotated box.
+
+    The range is [start, start + span), radians clockwise unless said otherwise."""
 
     start: float
     span: float
@@ -31,161 +33,153 @@ class Convention:
     degrees: bool = False  # start and span are in radians all the same
 
 
-_OC = Convention(-math.pi / 2, math.pi / 2)
-_LE90 = Convention(-math.pi / 2, math.pi, True)
-_LE135 = Convention(-math.pi / 4, math.pi, True)
+_QUARTER, _HALF, _FULL = math.pi / 2, math.pi, 2 * math.pi
+_OC = Convention(-_QUARTER, _QUARTER)
+_LE90 = Convention(-_QUARTER, _HALF, longer_first=True)
+_LE135 = Convention(-math.pi / 4, _HALF, longer_first=True)
 CONVENTIONS = {
     "le90": _LE90,
     "le135": _LE135,
-    "mmrotate-0.3-oc": Convention(
-        0.0, math.pi / 2, upper_end=True
-    ),  # upright boxes: angle pi/2, width is the vertical side
+    # an upright box has the angle pi/2, and its width is the vertical side
+    "mmrotate-0.3-oc": Convention(0.0, _QUARTER, upper_end=True),
     "mmrotate-1.x-oc": _OC,
-    "mmrotate-1.x-r360": Convention(-math.pi, 2 * math.pi),
+    "mmrotate-1.x-r360": Convention(-_HALF, _FULL),
     "rotate_detection-v1": _OC,
     "rotate_detection-v2": _LE135,
-    "rotate_detection-v3": Convention(
-        -math.pi / 2, math.pi, True, clockwise=False
-    ),  # its labels; parts of its losses count the other way
-    "detectron2": Convention(-math.pi, 2 * math.pi, clockwise=False, degrees=True),
-    "torchvision": Convention(-math.pi, 2 * math.pi, clockwise=False, degrees=True),  # fmt cxcywhr
-    "opencv": Convention(0.0, math.pi / 2, upper_end=True, degrees=True),  # minAreaRect from 4.5.1
-    "opencv-old": Convention(-math.pi / 2, math.pi / 2, degrees=True),
-    "ultralytics": Convention(0.0, math.pi / 2),  # after its regularise
+    # its labels; parts of its losses count the other way
+    "rotate_detection-v3": Convention(-_QUARTER, _HALF, longer_first=True, clockwise=False),
+    "detectron2": Convention(-_HALF, _FULL, clockwise=False, degrees=True),
+    "torchvision": Convention(-_HALF, _FULL, clockwise=False, degrees=True),  # fmt cxcywhr
+    "opencv": Convention(0.0, _QUARTER, upper_end=True, degrees=True),  # minAreaRect from 4.5.1
+    "opencv-old": Convention(-_QUARTER, _QUARTER, degrees=True),
+    "ultralytics": Convention(0.0, _QUARTER),  # after its regularize
 }
 
 
 def convention(name: str) -> Convention:
-    "The convention of that name; BadInput with the known names otherwise."
+    """The convention of that name. Raises BadInput, with the known names, for any other."""
     if name not in CONVENTIONS:
         raise BadInput(f"there is no angle convention {name!r}; choose of {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
 
 # %% ../../nbs/boxes/08_conventions.ipynb #3c989bae
 def from_convention(boxes: Tensor, name: str) -> Tensor:
-    "Boxes `[..., 5]` as the tool `name` writes them to madet's clockwise radians; the angle is not folded (`Rotated.normalise` does that)."
+    """Boxes `[..., 5]` as the tool `name` writes them to madet's clockwise radians.
+
+    The angle is not folded (`Rotated.normalize` does that). Raises BadInput for unknown names."""
     how = convention(name)
-    factor = (1 if how.clockwise else -1) * (math.pi / 180 if how.degrees else 1)
+    sign = 1 if how.clockwise else -1
+    factor = sign * (math.pi / 180 if how.degrees else 1)
     return torch.cat([boxes[..., :4], boxes[..., 4:] * factor], -1)
 
 
 def to_convention(boxes: Tensor, name: str) -> Tensor:
-    "Boxes `[..., 5]` in clockwise radians to the numbers the tool `name` would write for the same rectangles."
+    """Boxes `[..., 5]` in clockwise radians to what the tool `name` writes for the same rectangles.
+
+    Raises BadInput for unknown names."""
     how = convention(name)
-    angle, sizes = boxes[..., 4:].double() * (1 if how.clockwise else -1), boxes[..., 2:4]
-    swap = (
-        sizes[..., :1] < sizes[..., 1:]
-        if how.longer_first
-        else torch.zeros_like(angle, dtype=torch.bool)
-    )
+    sizes = boxes[..., 2:4]
+    angle = boxes[..., 4:].double() * (1 if how.clockwise else -1)
+    swap = torch.zeros_like(angle, dtype=torch.bool)
+    if how.longer_first:
+        swap = sizes[..., :1] < sizes[..., 1:]
     inside = _offset(angle + swap.to(angle) * (math.pi / 2), how, max(how.span, math.pi))
     if how.span < math.pi:
         swap = inside >= math.pi / 2
         inside = inside - swap.to(angle) * (math.pi / 2)
     angle = how.start + how.span - inside if how.upper_end else how.start + inside
     angle = angle * (180 / math.pi) if how.degrees else angle
-    return torch.cat(
-        [boxes[..., :2], torch.where(swap, sizes.flip(-1), sizes), angle.to(boxes.dtype)], -1
-    )
+    sizes = torch.where(swap, sizes.flip(-1), sizes)
+    return torch.cat([boxes[..., :2], sizes, angle.to(boxes.dtype)], -1)
 
 
 def _offset(angle: Tensor, how: Convention, period: float) -> Tensor:
-    "How far an angle lies from the range's closed end, less whole periods."
+    """How far an angle lies from the range's closed end, less whole periods."""
     inside = (how.start + how.span - angle if how.upper_end else angle - how.start) % period
-    return torch.where(
-        inside < period, inside, 0.0
-    )  # the remainder of a tiny negative number is the period itself
+    # the remainder of a tiny negative number is the period itself
+    return torch.where(inside < period, inside, 0.0)
 
 # %% ../../nbs/boxes/08_conventions.ipynb #7f69f669
-def to_torchvision(boxes: Tensor, fmt: str = "cxcywhr") -> Tensor:
-    "Clockwise radians `[..., 5]` to torchvision's `cxcywhr`, `xywhr` (degrees counter-clockwise, `[..., 5]`) or `xyxyxyxy` (`[..., 8]`)."
+_TORCHVISION = ("cxcywhr", "xywhr", "xyxyxyxy")
+
+
+def _check_format(fmt: str) -> None:
     if fmt not in _TORCHVISION:
         raise BadInput(
             f"torchvision has no rotated format {fmt!r}; choose of {', '.join(_TORCHVISION)}"
         )
+
+
+def to_torchvision(boxes: Tensor, fmt: str = "cxcywhr") -> Tensor:
+    """Clockwise radians `[..., 5]` to a rotated format of torchvision.
+
+    `cxcywhr` or `xywhr` (degrees counter-clockwise, `[..., 5]`), or `xyxyxyxy` (`[..., 8]`).
+    Raises BadInput for another `fmt`."""
+    _check_format(fmt)
     if fmt == "xyxyxyxy":
         return Rotated().corners(boxes).flatten(-2)
     written = to_convention(boxes, "torchvision")
-    return (
-        written
-        if fmt == "cxcywhr"
-        else torch.cat([Rotated().corners(boxes)[..., 0, :], written[..., 2:]], -1)
-    )
+    if fmt == "cxcywhr":
+        return written
+    return torch.cat([Rotated().corners(boxes)[..., 0, :], written[..., 2:]], -1)
 
 
 def from_torchvision(boxes: Tensor, fmt: str = "cxcywhr") -> Tensor:
-    "torchvision's `cxcywhr`, `xywhr` or `xyxyxyxy` to clockwise radians `[..., 5]`; corners become the rectangle on their first two edges."
-    if fmt not in _TORCHVISION:
-        raise BadInput(
-            f"torchvision has no rotated format {fmt!r}; choose of {', '.join(_TORCHVISION)}"
-        )
+    """torchvision's `cxcywhr`, `xywhr` or `xyxyxyxy` to clockwise radians `[..., 5]`.
+
+    Corners become the rectangle on their first two edges. Raises BadInput for another `fmt`."""
+    _check_format(fmt)
     if fmt == "xyxyxyxy":
         return Rotated(refit="edges").from_quads(boxes.unflatten(-1, (4, 2)))
     read = from_convention(boxes, "torchvision")
     if fmt == "cxcywhr":
         return read
-    half = Rotated().corners(torch.cat([torch.zeros_like(read[..., :2]), read[..., 2:]], -1))[
-        ..., 0, :
-    ]
+    at_origin = torch.cat([torch.zeros_like(read[..., :2]), read[..., 2:]], -1)
+    half = Rotated().corners(at_origin)[..., 0, :]
     return torch.cat([read[..., :2] - half, read[..., 2:]], -1)
-
-
-_TORCHVISION = ("cxcywhr", "xywhr", "xyxyxyxy")
 
 # %% ../../nbs/boxes/08_conventions.ipynb #32b2c09d
 def canonical_start(quads: Tensor) -> Tensor:
-    "Quadrilaterals `[..., 4, 2]` with their corners rolled (never reversed) to lie nearest to the hull's, from the top left on."
-    low, high = quads.amin(-2), quads.amax(-2)
-    goal = torch.stack(
-        [
-            low,
-            torch.stack([high[..., 0], low[..., 1]], -1),
-            high,
-            torch.stack([low[..., 0], high[..., 1]], -1),
-        ],
-        -2,
-    )
+    """Quadrilaterals `[..., 4, 2]` with corners rolled (never reversed) to begin at the top left.
+
+    The roll that brings them nearest to the corners of the enclosing upright box, in the order top
+    left, top right, bottom right, bottom left; of equals the first (MMRotate 0.3.4)."""
+    enclosing = Upright().from_quads(quads)
+    goal = Upright().corners(enclosing)
     rolled = torch.stack([quads.roll(-shift, -2) for shift in range(4)], -3)
     best = (rolled - goal[..., None, :, :]).norm(dim=-1).sum(-1).argmin(-1)
     return rolled.gather(-3, best[..., None, None, None].expand(*best.shape, 1, 4, 2)).squeeze(-3)
 
 # %% ../../nbs/boxes/08_conventions.ipynb #af2a81e1
 def circumscribed(boxes: Tensor, version: str) -> Tensor:
-    "Upright hulls of rotated boxes `[..., 5]` written as rotated boxes the way MMRotate's hbb assignment does: `version` oc | le90 | le135."
+    """Enclosing upright boxes of rotated boxes `[..., 5]`, written as rotated boxes `[..., 5]`.
+
+    In the orientation of MMRotate's hbb assignment for `version` oc | le90 | le135.
+    Raises BadInput for another version."""
     if version not in ("oc", "le90", "le135"):
         raise BadInput(f"angle version {version!r} is not one of oc, le90, le135")
-    hull = Rotated().enclosing_upright(boxes)
-    size, center = hull[..., 2:] - hull[..., :2], boxes[..., :2]
-    stay = (
-        torch.zeros_like(size[..., :1], dtype=torch.bool)
-        if version == "oc"
-        else size[..., :1] >= size[..., 1:]
-    )
+    enclosing = Rotated().enclosing_upright(boxes)
+    size, center = enclosing[..., 2:] - enclosing[..., :2], boxes[..., :2]
+    stay = size[..., :1] >= size[..., 1:]
+    if version == "oc":
+        stay = torch.zeros_like(stay)
     upright = -math.pi / 2 if version == "le90" else math.pi / 2
-    return torch.cat(
-        [center, torch.where(stay, size, size.flip(-1)), torch.where(stay, 0.0, upright).to(size)],
-        -1,
-    )
+    angle = torch.where(stay, 0.0, upright).to(size)
+    return torch.cat([center, torch.where(stay, size, size.flip(-1)), angle], -1)
 
 # %% ../../nbs/boxes/08_conventions.ipynb #759b92bb
 def stretch(boxes: Tensor, sx: float, sy: float, rule: str = "sides") -> Tensor:
-    """Rotated boxes `[..., 5]` of a picture scaled by `sx` and `sy` as MMRotate does it: `sides` (1.x) or `mean` (0.3); for parity only.
+    """Rotated boxes `[..., 5]` of a picture scaled by `sx` and `sy` as MMRotate does it; for parity.
 
-    Equal factors are exact under both; else `Rotated.warp` with a matrix refits the true outline."""
+    `rule`: `sides` (1.x) or `mean` (0.3), BadInput for another. Equal factors are exact under both;
+    else `Rotated.warp` with a matrix refits the true outline."""
     if rule not in ("sides", "mean"):
         raise BadInput(f"rule {rule!r} is neither sides nor mean")
-    center, (width, height), cos, sin = (
-        boxes[..., :2] * boxes.new_tensor([sx, sy]),
-        boxes[..., 2:4].unbind(-1),
-        boxes[..., 4].cos(),
-        boxes[..., 4].sin(),
-    )
+    center = boxes[..., :2] * boxes.new_tensor([sx, sy])
     if rule == "mean":
         return torch.cat([center, boxes[..., 2:4] * math.sqrt(sx * sy), boxes[..., 4:]], -1)
-    width, height = (
-        width * torch.hypot(sx * cos, sy * sin),
-        height * torch.hypot(sx * sin, sy * cos),
-    )
-    return torch.cat(
-        [center, torch.stack([width, height, torch.atan2(sx * sin, sy * cos)], -1)], -1
-    )
+    cos, sin = boxes[..., 4].cos(), boxes[..., 4].sin()
+    width = boxes[..., 2] * torch.hypot(sx * cos, sy * sin)
+    height = boxes[..., 3] * torch.hypot(sx * sin, sy * cos)
+    angle = torch.atan2(sx * sin, sy * cos)
+    return torch.cat([center, torch.stack([width, height, angle], -1)], -1)

@@ -1,4 +1,4 @@
-"""One exception for bad input, whose message is a sentence a stranger can act on
+"""One exception, `BadInput`, whose message names the file, the line or key, and the cure
 
 Docs: https://madet.github.io/madet/boxes/errors.html.md"""
 
@@ -9,4 +9,4 @@ __all__ = ['BadInput']
 
 # %% ../../nbs/boxes/90_errors.ipynb #94272fc1
 class BadInput(ValueError):
-    "An input that cannot be used; the message names the file, the line or key, and the cure."
+    """An input that cannot be used; the message names the file, the line or key, and the cure."""

@@ -1,4 +1,4 @@
-"""How Oriented R-CNN describes a turned box seen from an upright anchor with six numbers and no angle
+"""Oriented R-CNN's coder: a rotated box from an upright anchor as six numbers, two of them midpoint offsets
 
 Docs: https://madet.github.io/madet/boxes/midpoint.html.md"""
 
@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# %% ../../nbs/boxes/07_midpoint.ipynb #c87dcd26
 from .coders import DeltaCoder
 from .geometry import Rotated, Upright
 
 # %% ../../nbs/boxes/07_midpoint.ipynb #76d7820e
 def touching(corners: Tensor, tie: float = 0.1) -> tuple[Tensor, Tensor]:
-    """x of the corner that touches the top side of the hull and y of the one on the right side, `[...]` each, from `corners` `[..., 4, 2]`.
+    """Where a box touches the top and the right side of its enclosing upright box, `[...]` each.
 
-    Where several corners lie within `tie` pixels of the side, the rightmost and the lowest count, as in MMRotate."""
+    From `corners` `[..., 4, 2]` (pixels): x of the corner at the top, y of the one at the right.
+    Where several corners lie within `tie` pixels of the side, the rightmost and the lowest count,
+    as in MMRotate."""
     x, y = corners.unbind(-1)
     at_top = x.where(y - y.amin(-1, keepdim=True) <= tie, -torch.inf).amax(-1)
     at_right = y.where(x.amax(-1, keepdim=True) - x <= tie, -torch.inf).amax(-1)
@@ -31,32 +32,33 @@ def touching(corners: Tensor, tie: float = 0.1) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/boxes/07_midpoint.ipynb #d76ff62d
 @dataclass(frozen=True)
 class MidpointCoder:
-    """Turned boxes seen from upright anchors as six numbers: four deltas of the hull, two offsets on its top and right side.
+    """Rotated boxes seen from upright anchors: four deltas of the enclosing box, two midpoint offsets.
 
-    `encode`: priors `[..., 4]`, boxes `[..., 5]` to `[..., 6]`; `decode`: `[..., 6]` to boxes `[..., 5]` in the geometry's own range.
+    `encode`: priors `[..., 4]`, boxes `[..., 5]` to `[..., 6]`; `decode` is its inverse.
     Oriented R-CNN (Xie et al., ICCV 2021, equation 1 and figure 3; MMRotate in the details)."""
 
     boxes: Rotated = Rotated("le90")
     means: tuple[float, ...] = (0.0,) * 6
     stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
     max_ratio: float = 1000 / 16  # largest stretch of a side in one step
-    own_range: bool = (
-        True  # write boxes in the geometry's own range; off: an upright box keeps angle 0
-    )
+    own_range: bool = True  # angles in the version's range; off: an upright box keeps angle 0
     priors = Upright()
 
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
-        "Targets for `boxes` seen from `priors`, row by row."
-        hull = self.boxes.enclosing_upright(boxes)
-        center, size, _ = self.priors.parts(hull)
+        """Targets `[..., 6]` for `boxes` seen from `priors`, row by row."""
+        enclosing = self.boxes.enclosing_upright(boxes)
+        center, size, _ = self.priors.parts(enclosing)
         places = torch.stack(touching(self.boxes.corners(boxes)), -1)
-        values = torch.cat([self._hulls.encode(priors, hull), (places - center) / size], -1)
+        deltas = self._deltas.encode(priors, enclosing)
+        values = torch.cat([deltas, (places - center) / size], -1)
         return (values - values.new_tensor(self.means)) / values.new_tensor(self.stds)
 
     def decode(self, priors: Tensor, values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        "Boxes from regressed `values`; nothing is clipped to the image `size`, as published."
+        """Boxes `[..., 5]` from regressed `values` `[..., 6]`.
+
+        Nothing is clipped to the image `size`, as published."""
         values = values * values.new_tensor(self.stds) + values.new_tensor(self.means)
-        center, sides, _ = self.priors.parts(self._hulls.decode(priors, values[..., :4]))
+        center, sides, _ = self.priors.parts(self._deltas.decode(priors, values[..., :4]))
         half, offset = sides / 2, values[..., 4:].clamp(-0.5, 0.5) * sides
         top = torch.stack([offset[..., 0], -half[..., 1]], -1)
         right = torch.stack([half[..., 0], offset[..., 1]], -1)
@@ -64,16 +66,19 @@ class MidpointCoder:
         return self.boxes.normalize(boxes) if self.own_range else boxes
 
     @property
-    def _hulls(self) -> DeltaCoder:
+    def _deltas(self) -> DeltaCoder:
         return DeltaCoder(max_ratio=self.max_ratio, clip_border=False)
 
 
 def _rectangle(top: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    "Sizes `[..., 2]` and angle `[..., 1]` of the rectangle whose half diagonals point along `top` and `right` `[..., 2]` and are as long as the longer one."
-    long = [v.norm(dim=-1, keepdim=True).clamp(min=1e-6) for v in (top, right)]
-    longest = torch.maximum(*long)
-    top, right = (v * (longest / n) for v, n in zip((top, right), long))
+    """Sizes `[..., 2]` and angle `[..., 1]` of the rectangle with these half diagonals `[..., 2]`.
+
+    The shorter one is stretched to the length of the longer one."""
+    lengths = [v.norm(dim=-1, keepdim=True).clamp(min=1e-6) for v in (top, right)]
+    longest = torch.maximum(*lengths)
+    top = top * (longest / lengths[0])
+    right = right * (longest / lengths[1])
     along = right + top
-    return torch.cat(
-        [along.norm(dim=-1, keepdim=True), (right - top).norm(dim=-1, keepdim=True)], -1
-    ), torch.atan2(along[..., 1:], along[..., :1])
+    width = along.norm(dim=-1, keepdim=True)
+    height = (right - top).norm(dim=-1, keepdim=True)
+    return torch.cat([width, height], -1), torch.atan2(along[..., 1:], along[..., :1])

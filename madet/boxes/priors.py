@@ -1,4 +1,4 @@
-"""The boxes from which a dense head starts, level after level
+"""Anchor boxes of one image with the level and stride of each: what a dense head starts from
 
 Docs: https://madet.github.io/madet/boxes/priors.html.md"""
 
@@ -8,6 +8,7 @@ Docs: https://madet.github.io/madet/boxes/priors.html.md"""
 __all__ = ['Priors']
 
 # %% ../../nbs/boxes/03_priors.ipynb #53e1e403
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,33 +17,36 @@ from torch import Tensor
 # %% ../../nbs/boxes/03_priors.ipynb #60ff4163
 @dataclass(frozen=True)
 class Priors:
-    "Anchors of one image, level by level; A anchors in L levels."
+    """Anchors of one image, level by level: A anchors in L levels.
+
+    Raises ValueError where `sizes` and `strides` do not fit the boxes."""
 
     boxes: Tensor  # [A, 4|5] in the geometry of the priors, pixels
     sizes: tuple[int, ...]  # anchors of each level; they add up to A
-    strides: tuple[int, ...]  # pixels between neighbouring cells of each level
+    strides: tuple[int, ...]  # pixels between neighboring cells of each level
 
     def __post_init__(self):
         if sum(self.sizes) != len(self.boxes) or len(self.sizes) != len(self.strides):
             raise ValueError(
-                f"{len(self.boxes)} anchors do not fit levels of {self.sizes} with strides {self.strides}"
+                f"{len(self.boxes)} anchors do not fit levels of {self.sizes} "
+                f"with strides {self.strides}"
             )
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def per_anchor(self, values) -> Tensor:
-        "One number a level, repeated for each anchor of it: `[A]` float32."
-        values = torch.as_tensor(values, dtype=torch.float32, device=self.boxes.device)
-        return values.repeat_interleave(
-            torch.tensor(self.sizes, device=self.boxes.device), output_size=len(self)
-        )
+    def per_anchor(self, values: Sequence[float] | Tensor) -> Tensor:
+        """One number a level `[L]`, repeated for each anchor of it: `[A]` float32."""
+        device = self.boxes.device
+        values = torch.as_tensor(values, dtype=torch.float32, device=device)
+        sizes = torch.tensor(self.sizes, device=device)
+        return values.repeat_interleave(sizes, output_size=len(self))
 
     def select(self, mask: Tensor) -> "Priors":
-        "Only the anchors where `mask` `[A]` is true, levels kept apart."
+        """Only the anchors where `mask` `[A]` is true, levels kept apart."""
         sizes = tuple(int(part.sum()) for part in mask.split(self.sizes))
         return replace(self, boxes=self.boxes[mask], sizes=sizes)
 
     def to(self, boxes: Tensor) -> "Priors":
-        "The same layout with other boxes, for instance in another geometry."
+        """The same layout with other boxes `[A, dim]`, for instance in another geometry."""
         return replace(self, boxes=boxes)

@@ -1,4 +1,4 @@
-"""Areas, overlaps and the whole IoU family for axis-aligned boxes, plain, paired and with gradients
+"""Areas, IoU, GIoU, DIoU and CIoU of axis-aligned boxes, for all pairs and row by row, with gradients
 
 Docs: https://madet.github.io/madet/boxes/upright.html.md"""
 
@@ -16,24 +16,24 @@ from torch import Tensor
 
 # %% ../../nbs/boxes/00_upright.ipynb #f4423aac
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    "Corners to centre and size; `[..., 4]` to `[..., 4]`, pixels."
+    """Corners to center and size; `[..., 4]` to `[..., 4]`, pixels."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    "Centre and size to corners; `[..., 4]` to `[..., 4]`, pixels."
+    """Center and size to corners; `[..., 4]` to `[..., 4]`, pixels."""
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([center - half, center + half], -1)
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    "COCO's left, top, width, height to corners; `[..., 4]` to `[..., 4]`, pixels."
+    """COCO's left, top, width, height to corners; `[..., 4]` to `[..., 4]`, pixels."""
     return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    "Corners to COCO's left, top, width, height; `[..., 4]` to `[..., 4]`, pixels."
+    """Corners to COCO's left, top, width, height; `[..., 4]` to `[..., 4]`, pixels."""
     return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
 
 # %% ../../nbs/boxes/00_upright.ipynb #80401e1e
@@ -41,43 +41,45 @@ EPS = 1e-6  # floor of every denominator, square pixels
 
 
 def areas(boxes: Tensor) -> Tensor:
-    "Areas in square pixels, `[..., 4]` to `[...]`; inverted boxes count as empty."
-    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(
-        min=0
-    )
+    """Areas in square pixels, `[..., 4]` to `[...]`; inverted boxes count as empty."""
+    width = (boxes[..., 2] - boxes[..., 0]).clamp(min=0)
+    height = (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+    return width * height
 
 
 def _intersections(a: Tensor, b: Tensor) -> Tensor:
-    "Area of overlap of boxes whose leading dimensions broadcast."
+    """Area of intersection of boxes whose leading dimensions broadcast."""
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
     height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
     return width.clamp(min=0) * height.clamp(min=0)
 
 # %% ../../nbs/boxes/00_upright.ipynb #700e5d98
 def _iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    "Intersection over union, and the union, for broadcastable boxes."
-    overlap = _intersections(a, b)
-    union = areas(a) + areas(b) - overlap
-    return overlap / union.clamp(min=EPS), union
+    """Intersection over union, and the union, for broadcastable boxes."""
+    intersection = _intersections(a, b)
+    union = areas(a) + areas(b) - intersection
+    return intersection / union.clamp(min=EPS), union
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    "Intersection over union of every box of `a` `[N, 4]` with every box of `b` `[M, 4]`: `[N, M]` in 0..1."
+    """Intersection over union of all pairs: `a` `[N, 4]` and `b` `[M, 4]` to `[N, M]` in 0..1."""
     return _iou(a[:, None], b[None])[0]
 
 
 def iou_paired(a: Tensor, b: Tensor) -> Tensor:
-    "Intersection over union of row i of `a` with row i of `b`; `[..., 4]` twice to `[...]`. Differentiable."
+    """Intersection over union row by row, `[..., 4]` twice to `[...]`. Differentiable."""
     return _iou(a, b)[0]
 
 
 def iof(a: Tensor, b: Tensor) -> Tensor:
-    "Share of each box of `a` `[N, 4]` that lies in each box of `b` `[M, 4]`: `[N, M]`. Used with ignore regions."
+    """Share of each box of `a` `[N, 4]` inside each box of `b` `[M, 4]`: `[N, M]` in 0..1.
+
+    Used with ignore regions."""
     return _intersections(a[:, None], b[None]) / areas(a)[:, None].clamp(min=EPS)
 
 # %% ../../nbs/boxes/00_upright.ipynb #da3044db
-def _hull_sides(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    "Width and height of the smallest upright box around both."
+def _enclosing_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height of the smallest upright box around both."""
     width = torch.maximum(a[..., 2], b[..., 2]) - torch.minimum(a[..., 0], b[..., 0])
     height = torch.maximum(a[..., 3], b[..., 3]) - torch.minimum(a[..., 1], b[..., 1])
     return width.clamp(min=0), height.clamp(min=0)
@@ -85,61 +87,65 @@ def _hull_sides(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _giou(a: Tensor, b: Tensor) -> Tensor:
     value, union = _iou(a, b)
-    width, height = _hull_sides(a, b)
-    hull = (width * height).clamp(min=EPS)
-    return value - (hull - union) / hull
+    width, height = _enclosing_size(a, b)
+    enclosing = (width * height).clamp(min=EPS)
+    return value - (enclosing - union) / enclosing
 
 
-def _center_gap(a: Tensor, b: Tensor) -> Tensor:
-    "Squared distance of the centres over the squared diagonal of the hull."
-    width, height = _hull_sides(a, b)
+def _center_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distance of the centers over the squared diagonal of the enclosing box."""
+    width, height = _enclosing_size(a, b)
     dx = (b[..., 0] + b[..., 2] - a[..., 0] - a[..., 2]) / 2
     dy = (b[..., 1] + b[..., 3] - a[..., 1] - a[..., 3]) / 2
     return (dx * dx + dy * dy) / (width * width + height * height + EPS)
 
 
 def _diou(a: Tensor, b: Tensor) -> Tensor:
-    return _iou(a, b)[0] - _center_gap(a, b)
+    return _iou(a, b)[0] - _center_distance(a, b)
 
 
-def _lean(boxes: Tensor) -> Tensor:
-    "Angle of the diagonal, radians: what CIoU calls the aspect of a box."
+def _aspect_angle(boxes: Tensor) -> Tensor:
+    """Angle of the diagonal, radians: what CIoU compares as aspect ratio."""
     return torch.atan((boxes[..., 2] - boxes[..., 0]) / (boxes[..., 3] - boxes[..., 1] + EPS))
 
 
 def _ciou(a: Tensor, b: Tensor) -> Tensor:
     value = _iou(a, b)[0]
-    aspect = (_lean(b) - _lean(a)) ** 2 * (4 / math.pi**2)
+    aspect = (_aspect_angle(b) - _aspect_angle(a)) ** 2 * (4 / math.pi**2)
     with torch.no_grad():
         weight = (value > 0.5) * aspect / (1 - value + aspect).clamp(min=EPS)
-    return value - _center_gap(a, b) - weight * aspect
+    return value - _center_distance(a, b) - weight * aspect
 
 # %% ../../nbs/boxes/00_upright.ipynb #76e12948
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    "Generalised IoU, pairwise: `[N, 4]`, `[M, 4]` to `[N, M]` in -1..1 (Rezatofighi et al., CVPR 2019)."
+    """Generalized IoU of all pairs, `[N, 4]` and `[M, 4]` to `[N, M]` in -1..1.
+
+    Rezatofighi et al., CVPR 2019."""
     return _giou(a[:, None], b[None])
 
 
 def giou_paired(a: Tensor, b: Tensor) -> Tensor:
-    "Generalised IoU row by row, `[..., 4]` twice to `[...]`. Differentiable."
+    """Generalized IoU row by row, `[..., 4]` twice to `[...]`. Differentiable."""
     return _giou(a, b)
 
 
 def diou(a: Tensor, b: Tensor) -> Tensor:
-    "Distance IoU, pairwise: `[N, 4]`, `[M, 4]` to `[N, M]` in -1..1 (Zheng et al., AAAI 2020)."
+    """Distance IoU of all pairs, `[N, 4]` and `[M, 4]` to `[N, M]` in -1..1 (Zheng et al., AAAI 2020)."""
     return _diou(a[:, None], b[None])
 
 
 def diou_paired(a: Tensor, b: Tensor) -> Tensor:
-    "Distance IoU row by row, `[..., 4]` twice to `[...]`. Differentiable."
+    """Distance IoU row by row, `[..., 4]` twice to `[...]`. Differentiable."""
     return _diou(a, b)
 
 
 def ciou(a: Tensor, b: Tensor) -> Tensor:
-    "Complete IoU, pairwise: `[N, 4]`, `[M, 4]` to `[N, M]`; its aspect term acts where IoU > 0.5 and its weight has no gradient."
+    """Complete IoU of all pairs, `[N, 4]` and `[M, 4]` to `[N, M]` (Zheng et al., AAAI 2020).
+
+    Its aspect term acts where IoU > 0.5 (as in the authors' later paper); its weight has no gradient."""
     return _ciou(a[:, None], b[None])
 
 
 def ciou_paired(a: Tensor, b: Tensor) -> Tensor:
-    "Complete IoU row by row, `[..., 4]` twice to `[...]`. Differentiable, and finite for identical boxes."
+    """Complete IoU row by row, `[..., 4]` twice to `[...]`. Differentiable, finite for identical boxes."""
     return _ciou(a, b)

@@ -28,7 +28,10 @@ _S30, _S27, _S31 = (np.uint64(x) for x in (30, 27, 31))
 
 
 def mix(*words) -> np.ndarray:
-    "A 64-bit hash of integers; words may be arrays of one length, and the result is an array of that length (at least 1)."
+    """A 64-bit hash of integers.
+
+    Words may be arrays of one length, and the result is an array of that length (at least 1).
+    """
     state = np.zeros(1, np.uint64)
     for word in words:
         state = (state ^ np.asarray(word).astype(np.uint64)) + _STEP
@@ -39,7 +42,9 @@ def mix(*words) -> np.ndarray:
 
 
 def generator_for(*words: int) -> torch.Generator:
-    "A CPU generator that depends on these integers only, by custom `(seed, epoch, index)` and what else tells draws apart."
+    """A CPU generator that depends on these integers only, by custom `(seed, epoch, index)` and
+    what else tells draws apart.
+    """
     return torch.Generator().manual_seed(int(mix(*words)[0] >> np.uint64(1)))
 
 
@@ -52,7 +57,9 @@ def _choose(generator, count: int) -> int:
 
 # %% ../../nbs/data/20_augment.ipynb #201e8f23
 def resize(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    "Image `[C, H, W]` resampled to `size` (height, width), bilinear with antialiasing, and its matrix; itself where the size is right."
+    """Image `[C, H, W]` resampled to `size` (height, width), bilinear with antialiasing, and its
+    matrix; itself where the size is right.
+    """
     height, width = image.shape[-2:]
     if tuple(size) == (height, width):
         return image, torch.eye(3)
@@ -61,35 +68,47 @@ def resize(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def flip(image: Tensor, direction: str) -> tuple[Tensor, Tensor]:
-    "Image mirrored `horizontal`ly, `vertical`ly or both (`diagonal`, a half turn), and its matrix."
+    """Image mirrored `horizontal`ly, `vertical`ly or both (`diagonal`, a half turn), and its
+    matrix.
+    """
     height, width = image.shape[-2:]
     matrix = torch.eye(3)
     if direction in ("horizontal", "diagonal"):
-        image, matrix[0] = F.hflip(image), torch.tensor([-1.0, 0, width])
+        image = F.hflip(image)
+        matrix[0] = torch.tensor([-1.0, 0, width])
     if direction in ("vertical", "diagonal"):
-        image, matrix[1] = F.vflip(image), torch.tensor([0.0, -1, height])
+        image = F.vflip(image)
+        matrix[1] = torch.tensor([0.0, -1, height])
     return image, matrix
 
 
 def crop(image: Tensor, top: int, left: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    "The window of `height` x `width` pixels at (`top`, `left`), and its matrix; what lies outside the image is black."
+    """The window of `height` x `width` pixels at (`top`, `left`), and its matrix.
+
+    What lies outside the image is black.
+    """
     return F.crop(image, top, left, height, width), torch.tensor(
         [[1.0, 0, -left], [0, 1, -top], [0, 0, 1]]
     )
 
 
 def rotation(degrees: float, size: tuple[int, int]) -> Tensor:
-    "Matrix of a turn, clockwise on the image, about the middle of a canvas (height, width)."
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = size[1] / 2, size[0] / 2
+    """Matrix of a turn, clockwise on the image, about the middle of a canvas (height, width)."""
+    cos = math.cos(math.radians(degrees))
+    sin = math.sin(math.radians(degrees))
+    x = size[1] / 2
+    y = size[0] / 2
     return torch.tensor(
         [[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]]
     )
 
 
 def enlarged(turn: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    "A turn about the middle of a canvas (height, width), shifted onto one that holds the whole turned picture, and that canvas in whole pixels."
-    cos, sin = abs(float(turn[0, 0])), abs(float(turn[1, 0]))
+    """A turn about the middle of a canvas (height, width), shifted onto one that holds the whole
+    turned picture, and that canvas in whole pixels.
+    """
+    cos = abs(float(turn[0, 0]))
+    sin = abs(float(turn[1, 0]))
     new = round(size[1] * sin + size[0] * cos), round(size[0] * sin + size[1] * cos)
     shift = torch.tensor(
         [[1.0, 0, (new[1] - size[1]) / 2], [0, 1, (new[0] - size[0]) / 2], [0, 0, 1]]
@@ -100,7 +119,9 @@ def enlarged(turn: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, in
 def warp_image(
     image: Tensor, matrix: Tensor, fill: float = 0.0, size: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    "Image moved by any 3 x 3 matrix, bilinear, on its own canvas or one of `size`, and the matrix; `fill` in 0..1 (of white) is where nothing came from."
+    """Image moved by any 3 x 3 matrix, bilinear, on its own canvas or one of `size`, and the
+    matrix; `fill` in 0..1 (of white) is where nothing came from.
+    """
     fill = fill if image.is_floating_point() else fill * 255
     height, width = size or image.shape[-2:]
     room = [0, 0, max(0, width - image.shape[-1]), max(0, height - image.shape[-2])]
@@ -123,7 +144,10 @@ def drop_hidden(
     min_side: float = 1.0,
     min_visible: float = 0.1,
 ) -> Objects:
-    "Objects cut to an image (height, width) and dropped where too little of them is left; the four rules stand above."
+    """Objects cut to an image (height, width) and dropped where too little of them is left.
+
+    The four rules stand above.
+    """
     if not len(objects.boxes):
         return objects
     centers, _, angles = geometry.parts(objects.boxes)
@@ -139,7 +163,7 @@ def drop_hidden(
 
 
 def _follow_shape(shape, matrix: np.ndarray):
-    "One object's rings, or its run-length mask, under a matrix; None stays None."
+    """One object's rings, or its run-length mask, under a matrix; None stays None."""
     if shape is None:
         return None
     if isinstance(shape, dict):
@@ -156,7 +180,9 @@ def warp_objects(
     min_side: float = 1.0,
     min_visible: float = 0.1,
 ) -> Sample:
-    "The sample with new pixels, its objects moved by the matrix that moved them and settled, its own matrix multiplied."
+    """The sample with new pixels, its objects moved by the matrix that moved them and settled, its
+    own matrix multiplied.
+    """
     objects = sample.objects
     polygons = objects.polygons and [
         _follow_shape(shape, matrix.double().numpy()) for shape in objects.polygons
@@ -171,7 +197,9 @@ def warp_objects(
 
 # %% ../../nbs/data/20_augment.ipynb #99d3b716
 def _read_mask(rle: dict, size: tuple[int, int]) -> np.ndarray:
-    "A run-length mask on a canvas (height, width): every pixel's centre looks up the place that the matrix brought it from."
+    """A run-length mask on a canvas (height, width): every pixel's center looks up the place that
+    the matrix brought it from.
+    """
     source = _mask(rle, rle["size"])
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     u, v, depth = (row[0] * x + row[1] * y + row[2] for row in np.linalg.inv(rle["matrix"]))
@@ -181,7 +209,9 @@ def _read_mask(rle: dict, size: tuple[int, int]) -> np.ndarray:
 
 
 def view_masks(objects: Objects, size: tuple[int, int]) -> Tensor:
-    "Objects that may have moved as bool masks `[G, H, W]` on their present canvas (height, width); without outline an empty mask."
+    """Objects that may have moved as bool masks `[G, H, W]` on their present canvas (height,
+    width); without outline an empty mask.
+    """
     outlines = objects.polygons or [None] * len(objects)
     drawn = [
         _read_mask(x, size) if isinstance(x, dict) and "matrix" in x else _mask(x, size)
@@ -191,14 +221,19 @@ def view_masks(objects: Objects, size: tuple[int, int]) -> Tensor:
 
 # %% ../../nbs/data/20_augment.ipynb #ceac021b
 def keep_ratio(size: tuple[int, int], long: float, short: float) -> tuple[int, int]:
-    "The largest (height, width) of the same shape with sides within `long` and `short`, rounded half up."
+    """The largest (height, width) of the same shape with sides within `long` and `short`, rounded
+    half up.
+    """
     scale = min(long / max(size), short / min(size))
     return tuple(max(1, int(side * scale + 0.5)) for side in size)
 
 
 @dataclass(frozen=True)
 class Resize:
-    "Resize to within `long` x `short` pixels, aspect ratio kept; 1333 x 800 is the published setting of most detectors."
+    """Resize to within `long` x `short` pixels, aspect ratio kept.
+
+    1333 x 800 is the published setting of most detectors.
+    """
 
     long: int = 1333
     short: int = 800
@@ -210,13 +245,16 @@ class Resize:
 
 
 def fit(image_size: int) -> Resize:
-    "Resize so that the long side becomes `image_size` pixels."
+    """Resize so that the long side becomes `image_size` pixels."""
     return Resize(image_size, image_size)
 
 
 @dataclass(frozen=True)
 class MultiScale:
-    "Resize with the short side drawn from a list, or between its two ends (`matrix_between`); the long side stays within `long`."
+    """Resize with the short side drawn from a list, or between its two ends (`matrix_between`).
+
+    The long side stays within `long`.
+    """
 
     shorts: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     long: int = 1333
@@ -232,7 +270,9 @@ class MultiScale:
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    "Resize to within `long` x `short` times a factor from `low` to `high` (large-scale jitter: 0.1 to 2, then a crop)."
+    """Resize to within `long` x `short` times a factor from `low` to `high` (large-scale jitter:
+    0.1 to 2, then a crop).
+    """
 
     low: float = 0.1
     high: float = 2.0
@@ -251,7 +291,9 @@ class ScaleJitter:
 # %% ../../nbs/data/20_augment.ipynb #d2f90ccc
 @dataclass(frozen=True)
 class RandomFlip:
-    "With probability `p` mirror in one of `directions` (horizontal, vertical, diagonal), each as likely as the others."
+    """With probability `p` mirror in one of `directions` (horizontal, vertical, diagonal), each as
+    likely as the others.
+    """
 
     p: float = 0.5
     directions: tuple[str, ...] = ("horizontal",)
@@ -266,7 +308,9 @@ class RandomFlip:
 
 @dataclass(frozen=True)
 class RandomRotate:
-    "With probability `p` turn clockwise about the middle by an angle from a list or `matrix_between` its ends (degrees)."
+    """With probability `p` turn clockwise about the middle by an angle from a list or
+    `matrix_between` its ends (degrees).
+    """
 
     p: float = 0.5
     angles: tuple[float, ...] = (-180.0, 180.0)
@@ -290,7 +334,8 @@ class RandomRotate:
             turned = self._turned(sample, self._degrees(sample, share, which), geometry)
             if self.allow_empty or sample.objects.ignore.all() or not turned.objects.ignore.all():
                 return turned
-            share, which = _uniform(generator, 0, 1), _choose(generator, 2**31)
+            share = _uniform(generator, 0, 1)
+            which = _choose(generator, 2**31)
         return sample
 
     def _degrees(self, sample, share: float, which: int) -> float:
@@ -314,7 +359,9 @@ class RandomRotate:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    "A window whose height and width are drawn between `low` and `high`: whole numbers are pixels, fractions shares of the side."
+    """A window whose height and width are drawn between `low` and `high`: whole numbers are pixels,
+    fractions shares of the side.
+    """
 
     low: float = 0.5
     high: float = 1.0
@@ -331,7 +378,8 @@ class RandomCrop:
     def __call__(self, sample, generator, geometry):
         height, width = sample.image.shape[-2:]
         for _ in range(self.tries):
-            h, w = self._side(generator, height), self._side(generator, width)
+            h = self._side(generator, height)
+            w = self._side(generator, width)
             top = _choose(generator, height - h + 1)
             left = _choose(generator, width - w + 1)
             cut = warp_objects(sample, *crop(sample.image, top, left, h, w), geometry)
@@ -343,7 +391,9 @@ class RandomCrop:
 # %% ../../nbs/data/20_augment.ipynb #eb4a4d0a
 @dataclass(frozen=True)
 class Photometric:
-    "With probability `p` change brightness, contrast and saturation by factors from 1 - x to 1 + x, and hue by up to x turns."
+    """With probability `p` change brightness, contrast and saturation by factors from 1 - x to 1 +
+    x, and hue by up to x turns.
+    """
 
     brightness: float = 0.2
     contrast: float = 0.2
@@ -370,7 +420,7 @@ class Photometric:
 
 @dataclass(frozen=True)
 class OneOf:
-    "One of several operations, each as likely as the others."
+    """One of several operations, each as likely as the others."""
 
     branches: tuple
 
@@ -380,7 +430,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Compose:
-    "Operations one after the other."
+    """Operations one after the other."""
 
     ops: tuple
 
@@ -391,10 +441,13 @@ class Compose:
 
 # %% ../../nbs/data/20_augment.ipynb #63703875
 def warp_back(boxes: Tensor, matrix: Tensor, geometry) -> Tensor:
-    "Boxes `[N, dim]` in the pixels that `matrix` leads to, sent back to the original pixels; hulls stay hulls under rotation."
+    """Boxes `[N, dim]` in the pixels that `matrix` leads to, sent back to the original pixels.
+
+    Hulls stay enclosing upright boxes under rotation.
+    """
     return geometry.warp(boxes, matrix.double().inverse().to(boxes))
 
 
 def matrix_between(source: Tensor, target: Tensor) -> Tensor:
-    "The matrix that leads from one view's pixels to another's, both given as original -> view."
+    """The matrix that leads from one view's pixels to another's, both given as original -> view."""
     return (target.double() @ source.double().inverse()).to(target)

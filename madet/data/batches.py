@@ -37,15 +37,19 @@ _ORDER = 0x0EDE  # keeps the hash for the order apart from the hash for augmenta
 def epoch_table(
     tall: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Images and repeats, both int `[ceil(N / B), B]`: who stands in which step, and how often before (only fill-up repeats); `tall` bool `[N]` is the group."
+    """Images and repeats, both int `[ceil(N / B), B]`: who stands in which step, and how often
+    before (only fill-up repeats); `tall` bool `[N]` is the group.
+    """
     order = np.argsort(mix(seed, epoch, np.arange(len(tall)), _ORDER), kind="stable")
-    full, left = [], []
+    full = []
+    left = []
     for group in (False, True):
         places = np.flatnonzero(tall[order] == group)
         whole = len(places) // batch_size * batch_size
         full.append(places[:whole].reshape(-1, batch_size))
         left.append(places[whole:])
-    full, left = np.concatenate(full), np.concatenate(left)
+    full = np.concatenate(full)
+    left = np.concatenate(left)
     full = full[
         np.argsort(full[:, -1], kind="stable")
     ]  # a batch stands where its basket became full
@@ -64,7 +68,7 @@ def epoch_table(
 # %% ../../nbs/data/21_batches.ipynb #7e7b213e
 @dataclass
 class TransformedDataset:
-    "Loads and augments what a step asks for; one copy lives in each worker."
+    """Loads and augments what a step asks for; one copy lives in each worker."""
 
     dataset: object
     transform: Callable | None
@@ -75,7 +79,9 @@ class TransformedDataset:
     broken: set = field(default_factory=set)
 
     def __getitem__(self, draws: list[tuple[int, int, int]]) -> tuple[list, list, list, str | None]:
-        "Images, targets, complaints `(index, sentence)` and perhaps an error for draws of (epoch, place among the indices, repeat)."
+        """Images, targets, complaints `(index, sentence)` and perhaps an error for draws of (epoch,
+        place among the indices, repeat).
+        """
         images = []
         targets = []
         complaints = []
@@ -91,7 +97,7 @@ class TransformedDataset:
         return images, targets, complaints, None
 
     def sample(self, epoch: int, place: int, repeat: int, complaints: list) -> Sample | None:
-        "The augmented sample; None where it cannot be read and is left out."
+        """The augmented sample; None where it cannot be read and is left out."""
         count = len(self.dataset) if self.indices is None else len(self.indices)
         for step in range(count if self.on_bad == "replace" else 1):
             index = (place + step) % count
@@ -117,11 +123,15 @@ class TransformedDataset:
         if self.on_bad == "leave":
             return None
         raise BadInput(
-            f"{_name(self.dataset)}: none of its {count} images can be read; the first complaint was: {(complaints or [(0, 'told before')])[0][1]}"
+            f"{_name(self.dataset)}: none of its {count} images can be read; the first "
+            f"complaint was: {(complaints or [(0, 'told before')])[0][1]}"
         )
 
     def target(self, sample: Sample) -> dict:
-        "Small arrays, which travel between processes by value; only pictures and masks travel as shared memory."
+        """Small arrays, which travel between processes by value.
+
+        Only pictures and masks travel as shared memory.
+        """
         objects = sample.objects
         target = {
             "boxes": objects.boxes.numpy(),
@@ -137,7 +147,10 @@ class TransformedDataset:
 
 
 def _shapes(dataset, indices: np.ndarray) -> list[tuple[int, int]]:
-    "(width, height) of images; `records.sizes`, where records have it, saves making records that are drawn when asked for."
+    """(width, height) of images.
+
+    `records.sizes`, where records have it, saves making records that are drawn when asked for.
+    """
     known = getattr(dataset.records, "sizes", None)
     if known is not None:
         return [tuple(known[i]) for i in indices.tolist()]
@@ -152,7 +165,9 @@ def _name(dataset) -> str:
 
 
 def _finish(images: list[Tensor], targets: list[dict], device) -> tuple[list[Tensor], list[dict]]:
-    "Bytes become floats in [0, 1] here, after the journey: a quarter of the shared memory, and on a GPU a quarter of the copying."
+    """Bytes become floats in [0, 1] here, after the journey: a quarter of the shared memory, and on
+    a GPU a quarter of the copying.
+    """
 
     def place(value):
         if isinstance(value, np.ndarray):
@@ -168,7 +183,7 @@ def _finish(images: list[Tensor], targets: list[dict], device) -> tuple[list[Ten
 
 # %% ../../nbs/data/21_batches.ipynb #d991b426
 def _begin_worker(number: int) -> None:
-    "Runs first in every worker."
+    """Runs first in every worker."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _leave_after(5.0))
@@ -178,7 +193,10 @@ def _begin_worker(number: int) -> None:
 
 
 def _tell_unless_hung_up(kind, error, trace) -> None:
-    "An interrupted parent drops the pictures it was just taking over; torch's thread for them need not report that."
+    """An interrupted parent drops the pictures it was just taking over.
+
+    Torch's thread for them need not report that.
+    """
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
@@ -207,7 +225,7 @@ def _same(batch):
 def _produce(
     source: TransformedDataset, requests: Iterator, workers: int, prefetch: int, device
 ) -> Iterator[tuple]:
-    "Answers to requests, in their order, from this process or from workers."
+    """Answers to requests, in their order, from this process or from workers."""
     if not workers:
         yield from (source[request] for request in requests)
         return
@@ -222,7 +240,8 @@ def _produce(
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),
     )  # its own, or every new stream would move the global random state
-    stop, owner = None, os.getpid()
+    stop = None
+    owner = os.getpid()
     try:
         with _uninterrupted():  # a half-made iterator cannot be stopped
             answers = iter(loader)
@@ -240,8 +259,12 @@ def _produce(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    "A block for which SIGINT and SIGTERM have to wait (in the main thread; elsewhere they never arrive)."
-    late, before = [], {}
+    """A block for which SIGINT and SIGTERM have to wait (in the main thread.
+
+    Elsewhere they never arrive).
+    """
+    late = []
+    before = {}
     if threading.current_thread() is threading.main_thread():
         before = {
             n: signal.signal(n, lambda number, _: late.append(number))
@@ -309,16 +332,19 @@ class Batches:
         )
         if not len(indices):
             raise BadInput(
-                f"{_name(dataset)} holds no image to train on; check the folder and the split's list of names."
+                f"{_name(dataset)} holds no image to train on; check the folder and the "
+                "split's list of names."
             )
         if batch_size < 1 or batch_size % world or not 0 <= rank < world:
             raise BadInput(
-                f"total_batch {batch_size} cannot be shared by {world} processes (rank {rank}); choose a multiple of {world}."
+                f"total_batch {batch_size} cannot be shared by {world} processes (rank "
+                f"{rank}); choose a multiple of {world}."
             )
         self.said = []
         if batch_size > len(indices):
             self.said.append(
-                f"{_name(dataset)} has {len(indices)} images and a step takes {batch_size}: images are repeated within a step."
+                f"{_name(dataset)} has {len(indices)} images and a step takes {batch_size}: "
+                "images are repeated within a step."
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -339,15 +365,15 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        "ceil(N / B)"
+        """ceil(N / B)"""
         return -(-len(self.indices) // self.batch_size)
 
     def epoch(self, step: int) -> int:
-        "The epoch, from 0, that a step belongs to."
+        """The epoch, from 0, that a step belongs to."""
         return step // self.steps_per_epoch
 
     def draws(self, step: int) -> list[tuple[int, int, int]]:
-        "(epoch, place among the indices, repeat) of all images of a step, over all processes."
+        """(epoch, place among the indices, repeat) of all images of a step, over all processes."""
         epoch, row = divmod(step, self.steps_per_epoch)
         if self._table[0] != epoch:
             self._table = epoch, epoch_table(self.tall, self.batch_size, self.seed, epoch)
@@ -362,11 +388,11 @@ class Batches:
         return draws[self.rank * share : (self.rank + 1) * share]
 
     def whole(self, step: int) -> list[int]:
-        "Indices of the images of a step, over all processes."
+        """Indices of the images of a step, over all processes."""
         return [int(self.indices[place]) for _, place, _ in self.draws(step)]
 
     def at(self, step: int) -> list[int]:
-        "Indices of this process's images of a step."
+        """Indices of this process's images of a step."""
         return self._mine(self.whole(step))
 
     def stream(
@@ -401,7 +427,10 @@ def sequential(
     device="cpu",
     tell: Callable[[str], None] = _tell,
 ) -> Iterator[tuple[list[Tensor], list[dict]]]:
-    "Every image once, those of one shape together; rank `r` of `world` takes every `world`-th batch. Items as in `Batches.stream`."
+    """Every image once, those of one shape together.
+
+    Rank `r` of `world` takes every `world`-th batch. Items as in `Batches.stream`.
+    """
     indices = (
         np.arange(len(dataset))
         if indices is None
@@ -409,7 +438,8 @@ def sequential(
     )
     if not len(indices):
         raise BadInput(
-            f"{_name(dataset)} holds no image to score; check the folder and the split's list of names."
+            f"{_name(dataset)} holds no image to score; check the folder and the split's "
+            "list of names."
         )
     shape = _shapes(dataset, indices)
     order = sorted(

@@ -6,11 +6,13 @@ Docs: https://madet.github.io/madet/data/export.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS', 'PICTURES', 'FORMATS', 'voc_xml', 'rolabel_xml', 'dior_xml', 'hrsc_xml', 'dota_text', 'coco_dict',
-           'export_folder']
+           'export_folder', 'convert_folder']
 
 # %% ../../nbs/data/10_export.ipynb #9535161d
+import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -22,7 +24,9 @@ from torch import Tensor
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .class_lists import HRSC
-from .sample import Dataset, Record
+from .discover import canonical
+from .open_folder import OpenedFolder
+from .sample import Dataset, Defect, Record
 
 # %% ../../nbs/data/10_export.ipynb #a79d5ee6
 def _geometry(boxes: Tensor) -> Upright | Rotated:
@@ -30,53 +34,53 @@ def _geometry(boxes: Tensor) -> Upright | Rotated:
 
 
 def _corners(record: Record, i: int) -> np.ndarray:
-    "Four corners `[4, 2]` of object `i`: its outline where that has four, else those of its box."
-    outline = record.objects.polygons[i] if record.objects.polygons else None
+    """Four corners `[4, 2]` of object `i`: its outline where that has four, else those of its box."""
+    outline = _polygon(record, i)
     if isinstance(outline, list) and len(outline) == 1 and len(outline[0]) == 4:
         return outline[0]
     box = record.objects.boxes[i].double()
     return _geometry(box).corners(box).numpy()
 
 
-def _hulls(record: Record) -> list[list[float]]:
-    "`xyxy` of every object, with four decimals."
+def _polygon(record: Record, i: int) -> list | dict | None:
+    """The outline of object `i`, if it has one."""
+    polygons = record.objects.polygons
+    return polygons[i] if polygons else None
+
+
+def _enclosing_boxes(record: Record) -> list[list[float]]:
+    """`xyxy` of every object, with four decimals."""
     boxes = record.objects.boxes
-    return [
-        [round(x, 4) for x in box] for box in _geometry(boxes).enclosing_upright(boxes).tolist()
-    ]
+    upright = _geometry(boxes).enclosing_upright(boxes).tolist()
+    return [[round(x, 4) for x in box] for box in upright]
 
 
-def _turned(record: Record, i: int) -> list[float]:
-    "Centre, sides and angle (le90) of object `i`: of its own box, or of an upright one at angle zero."
+def _rotated_box(record: Record, i: int) -> list[float]:
+    """Center, sides and angle (le90) of object `i`; an upright box has angle zero."""
     box = record.objects.boxes[i].double()
-    return Rotated("le90").normalize(box if len(box) == 5 else Rotated().from_upright(box)).tolist()
+    if len(box) == 4:
+        box = Rotated().from_upright(box)
+    return Rotated("le90").normalize(box).tolist()
 
 
-def _kept(record: Record) -> list[int]:
-    "Objects that have a class; regions of an ignored class have none to write."
+def _with_class(record: Record) -> list[int]:
+    """Objects that have a class; regions of an ignored class have none to write."""
     return [i for i, label in enumerate(record.objects.labels.tolist()) if label >= 0]
 
 # %% ../../nbs/data/10_export.ipynb #a4452069
-def voc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as Pascal VOC XML; an ignored object is a difficult one."
-    hulls = _hulls(record)
-    return _annotation(
-        record,
-        classes,
-        name,
-        lambda i: _element("bndbox", ("xmin", "ymin", "xmax", "ymax"), hulls[i]),
-    )
-
-
-def _annotation(record: Record, classes: tuple[str, ...], name: str, box) -> str:
-    "VOC's frame around objects whose box is the element that `box(i)` makes."
-    ignore, labels = record.objects.ignore.tolist(), record.objects.labels.tolist()
+def _annotation(
+    record: Record, classes: tuple[str, ...], name: str, box: Callable[[int], str]
+) -> str:
+    """VOC's frame around objects whose box is the element that `box(i)` makes."""
+    ignore = record.objects.ignore.tolist()
+    labels = record.objects.labels.tolist()
+    size = f"<width>{record.width}</width><height>{record.height}</height><depth>3</depth>"
     lines = [
         "<annotation>",
         f"  <filename>{escape(name)}</filename>",
-        f"  <size><width>{record.width}</width><height>{record.height}</height><depth>3</depth></size>",
+        f"  <size>{size}</size>",
     ]
-    for i in _kept(record):
+    for i in _with_class(record):
         lines += [
             "  <object>",
             f"    <name>{escape(classes[labels[i]])}</name>",
@@ -88,50 +92,77 @@ def _annotation(record: Record, classes: tuple[str, ...], name: str, box) -> str
 
 
 def _element(tag: str, names: tuple[str, ...], numbers: list[float]) -> str:
-    "An XML element of numbers, four decimals, an angle with six."
-    return (
-        f"<{tag}>"
-        + "".join(
-            f"<{name}>{_short(x, 6 if name.endswith(('angle', 'ang')) else 4)}</{name}>"
-            for name, x in zip(names, numbers)
-        )
-        + f"</{tag}>"
-    )
+    """An XML element of numbers, four decimals, an angle with six."""
+    inner = ""
+    for name, x in zip(names, numbers):
+        decimals = 6 if name.endswith(("angle", "ang")) else 4
+        inner += f"<{name}>{_short(x, decimals)}</{name}>"
+    return f"<{tag}>{inner}</{tag}>"
 
 
 def _short(x: float, decimals: int = 4) -> str:
     return f"{x:.{decimals}f}".rstrip("0").rstrip(".")
 
+# %% ../../nbs/data/10_export.ipynb #7bb4b39d
+_BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
+_ROTATED_TAGS = ("cx", "cy", "w", "h", "angle")
+_CORNER_TAGS = (
+    "x_left_top",
+    "y_left_top",
+    "x_right_top",
+    "y_right_top",
+    "x_right_bottom",
+    "y_right_bottom",
+    "x_left_bottom",
+    "y_left_bottom",
+)
+
+
+def voc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
+    """One image as Pascal VOC XML; an ignored object is a difficult one."""
+    boxes = _enclosing_boxes(record)
+
+    def box(i: int) -> str:
+        return _element("bndbox", _BOX_TAGS, boxes[i])
+
+    return _annotation(record, classes, name, box)
+
 
 def rolabel_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as roLabelImg XML, angles from 0 to pi."
+    """One image as roLabelImg XML, angles from 0 to pi."""
 
-    def box(i):
-        cx, cy, w, h, angle = _turned(record, i)
-        return "<type>robndbox</type>" + _element(
-            "robndbox", ("cx", "cy", "w", "h", "angle"), [cx, cy, w, h, angle % np.pi]
-        )
+    def box(i: int) -> str:
+        *numbers, angle = _rotated_box(record, i)
+        element = _element("robndbox", _ROTATED_TAGS, [*numbers, angle % np.pi])
+        return f"<type>robndbox</type>{element}"
 
     return _annotation(record, classes, name, box)
 
 
 def dior_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as DIOR-R XML: four corners by name."
-    corners = tuple(
-        f"{axis}_{corner}"
-        for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
-        for axis in "xy"
-    )
-    return _annotation(
-        record,
-        classes,
-        name,
-        lambda i: _element("robndbox", corners, _corners(record, i).ravel().tolist()),
-    )
+    """One image as DIOR-R XML: four corners by name."""
+
+    def box(i: int) -> str:
+        return _element("robndbox", _CORNER_TAGS, _corners(record, i).ravel().tolist())
+
+    return _annotation(record, classes, name, box)
+
+# %% ../../nbs/data/10_export.ipynb #b843ad61
+_HRSC_TAGS = (
+    "mbox_cx",
+    "mbox_cy",
+    "mbox_w",
+    "mbox_h",
+    "mbox_ang",
+    "box_xmin",
+    "box_ymin",
+    "box_xmax",
+    "box_ymax",
+)
 
 
 def hrsc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
-    "One image as HRSC2016 XML; class ship has no type and is written as 100000001."
+    """One image as HRSC2016 XML; class ship has no type and is written as 100000001."""
     lines = [
         '<?xml version="1.0" encoding="utf-8"?>',
         "<HRSC_Image>",
@@ -141,25 +172,13 @@ def hrsc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
         f"  <Img_SizeHeight>{record.height}</Img_SizeHeight>",
         "  <HRSC_Objects>",
     ]
-    hulls = _hulls(record)
-    for i in _kept(record):
+    boxes = _enclosing_boxes(record)
+    for i in _with_class(record):
         label = classes[int(record.objects.labels[i])]
-        tags = (
-            "mbox_cx",
-            "mbox_cy",
-            "mbox_w",
-            "mbox_h",
-            "mbox_ang",
-            "box_xmin",
-            "box_ymin",
-            "box_xmax",
-            "box_ymax",
-        )
-        numbers = _element("HRSC_Object", tags, [*_turned(record, i), *hulls[i]]).removesuffix(
-            "</HRSC_Object>"
-        )
+        numbers = [*_rotated_box(record, i), *boxes[i]]
+        element = _element("HRSC_Object", _HRSC_TAGS, numbers)
         lines += [
-            f"    {numbers}",
+            f"    {element.removesuffix('</HRSC_Object>')}",
             f"      <Class_ID>{HRSC[0] if label == 'ship' else label}</Class_ID>",
             f"      <difficult>{int(record.objects.ignore[i])}</difficult>",
             "    </HRSC_Object>",
@@ -168,58 +187,60 @@ def hrsc_xml(record: Record, classes: tuple[str, ...], name: str) -> str:
 
 
 def dota_text(record: Record, classes: tuple[str, ...]) -> str:
-    "One image as DOTA lines, four decimals."
+    """One image as DOTA lines, four decimals."""
     lines = []
-    for i in _kept(record):
-        numbers = " ".join(map(_short, _corners(record, i).ravel()))
-        lines.append(
-            f"{numbers} {classes[int(record.objects.labels[i])]} {int(record.objects.ignore[i])}\n"
-        )
+    for i in _with_class(record):
+        corners = " ".join(map(_short, _corners(record, i).ravel()))
+        label = classes[int(record.objects.labels[i])]
+        lines.append(f"{corners} {label} {int(record.objects.ignore[i])}\n")
     return "".join(lines)
 
-
+# %% ../../nbs/data/10_export.ipynb #53104178
 def coco_dict(records: list[Record], classes: tuple[str, ...], names: list[str]) -> dict:
-    "A split as a COCO dictionary: ids from 1, outlines kept, an ignored object is a crowd."
+    """A split as a COCO dictionary: ids from 1, outlines kept, an ignored object is a crowd."""
     images, annotations = [], []
-    for ident, (record, name) in enumerate(zip(records, names), 1):
+    for image_id, (record, name) in enumerate(zip(records, names), 1):
         images.append(
-            {"id": ident, "file_name": name, "width": record.width, "height": record.height}
+            {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
         )
-        for i, (x1, y1, x2, y2) in enumerate(_hulls(record)):
-            if int(record.objects.labels[i]) < 0:
-                continue
-            outline = record.objects.polygons[i] if record.objects.polygons else None
-            if outline is None and record.objects.boxes.shape[-1] == 5:
-                outline = [_corners(record, i)]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": ident,
-                    "category_id": int(record.objects.labels[i]) + 1,
-                    "bbox": [x1, y1, round(x2 - x1, 4), round(y2 - y1, 4)],
-                    "area": round((x2 - x1) * (y2 - y1), 4),
-                    "iscrowd": int(record.objects.ignore[i]),
-                    "segmentation": _plain(outline),
-                }
-            )
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
-    }
+        for annotation in _coco_annotations(record):
+            ids = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append(ids | annotation)
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _plain(outline) -> list | dict:
-    "An outline as JSON can hold it."
+def _coco_annotations(record: Record) -> list[dict]:
+    """The objects of one image that have a class, without ids."""
+    boxes = _enclosing_boxes(record)
+    annotations = []
+    for i in _with_class(record):
+        x1, y1, x2, y2 = boxes[i]
+        outline = _polygon(record, i)
+        if outline is None and record.objects.boxes.shape[-1] == 5:
+            outline = [_corners(record, i)]
+        annotations.append(
+            {
+                "category_id": int(record.objects.labels[i]) + 1,
+                "bbox": [x1, y1, round(x2 - x1, 4), round(y2 - y1, 4)],
+                "area": round((x2 - x1) * (y2 - y1), 4),
+                "iscrowd": int(record.objects.ignore[i]),
+                "segmentation": _plain_outline(outline),
+            }
+        )
+    return annotations
+
+
+def _plain_outline(outline: list | dict | None) -> list | dict:
+    """An outline as JSON can hold it."""
     if outline is None:
         return []
-    if not isinstance(outline, dict):
-        return [[round(float(x), 4) for x in np.asarray(part).ravel()] for part in outline]
-    counts = outline["counts"]
-    return {
-        "size": list(outline["size"]),
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }
+    if isinstance(outline, dict):
+        counts = outline["counts"]
+        counts = counts.decode() if isinstance(counts, bytes) else counts
+        return {"size": list(outline["size"]), "counts": counts}
+    parts = [np.asarray(part).ravel() for part in outline]
+    return [[round(float(x), 4) for x in part] for part in parts]
 
 # %% ../../nbs/data/10_export.ipynb #d8691cbf
 LABELS = {
@@ -241,96 +262,131 @@ PICTURES = {
 FORMATS = tuple(LABELS)
 
 
-def export_folder(out: Path, parts: dict[str, Dataset], kind: str) -> Path:
-    "Writes splits of one data set as a folder of one of the `FORMATS`; `BadInput` where `out` is not empty, or a class cannot be written."
+def export_folder(out: Path | str, parts: dict[str, Dataset], kind: str) -> Path:
+    """Writes splits of one data set as a folder of one of the `FORMATS`.
+
+    Raises `BadInput` where `out` is not empty, or a class cannot be written.
+    """
     out = Path(out)
     if kind not in FORMATS:
         raise BadInput(f"{kind!r} is not a format to write; use {', '.join(FORMATS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} is not an empty folder; give a new one.")
-    _refuse_names(
-        [name for split, part in parts.items() if split != "unlabelled" for name in part.classes],
-        kind,
-    )
+    for split, part in parts.items():
+        if split != "unlabelled":
+            _refuse_names(part.classes, kind)
     (out / LABELS[kind]).mkdir(parents=True)
-    used: dict[str, str] = {}
+    used: set[str] = set()
     for split, part in parts.items():
         names = [_free_name(record.path, split, used, kind) for record in part.records]
-        target = out / (
-            split
-            if split == "unlabelled"
-            else "JPEGImages-test"
-            if (kind, split) == ("dior", "test")
-            else PICTURES[kind]
-        )
-        target.mkdir(exist_ok=True, parents=True)
-        for record, name in zip(part.records, names):
-            _copy_picture(record.path, target / name)
+        _copy_pictures(part, names, out / _picture_folder(kind, split))
         if split != "unlabelled":
             _write_labels(out, split, part, names, kind)
     if kind in ("hrsc", "dior") and {"train", "val"} <= set(parts) and "trainval" not in parts:
-        _write_list(
-            out,
-            "trainval",
-            "".join(_list(out, kind, split).read_text() for split in ("train", "val")),
-            kind,
-        )
+        both = [_list_path(out, kind, split).read_text() for split in ("train", "val")]
+        _write_list(out, "trainval", "".join(both), kind)
     return out
 
 
-def _refuse_names(names: list[str], kind: str):
-    if kind == "dota" and (odd := [name for name in names if name.split()[1:]]):
-        raise BadInput(
-            f"DOTA's lines are split at blanks, but a class is called {odd[0]!r}; rename it or write coco or voc."
-        )
-    if kind == "hrsc" and (odd := [name for name in names if name != "ship" and name not in HRSC]):
-        raise BadInput(
-            f"HRSC2016 knows ship and 31 numbers from {HRSC[0]} to {HRSC[-1]}, but a class is called {odd[0]!r}; rename it or write dota or rolabel."
-        )
+def _refuse_names(names: tuple[str, ...], kind: str) -> None:
+    for name in names:
+        if kind == "dota" and len(name.split()) > 1:
+            raise BadInput(
+                f"DOTA's lines are split at blanks, but a class is called {name!r}; "
+                "rename it or write coco or voc."
+            )
+        if kind == "hrsc" and name != "ship" and name not in HRSC:
+            raise BadInput(
+                f"HRSC2016 knows ship and 31 numbers from {HRSC[0]} to {HRSC[-1]}, "
+                f"but a class is called {name!r}; rename it or write dota or rolabel."
+            )
 
 
-def _copy_picture(source: Path, target: Path):
-    "Byte for byte; as BMP where the name asks for it and the file is none."
+def _picture_folder(kind: str, split: str) -> str:
+    if split == "unlabelled":
+        return split
+    return "JPEGImages-test" if (kind, split) == ("dior", "test") else PICTURES[kind]
+
+# %% ../../nbs/data/10_export.ipynb #b2de5f09
+def _copy_pictures(part: Dataset, names: list[str], folder: Path) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    for record, name in zip(part.records, names):
+        _copy_picture(record.path, folder / name)
+
+
+def _copy_picture(source: Path, target: Path) -> None:
+    """Byte for byte; as BMP where the name asks for it and the file is none."""
     if target.suffix == ".bmp" and source.suffix.lower() != ".bmp":
         Image.open(source).save(target)
     else:
         shutil.copyfile(source, target)
 
 
-def _free_name(path: Path, split: str, used: dict[str, str], kind: str) -> str:
-    "A name (COCO) or stem (one label file an image) that no other picture has."
-    own = f"{path.stem}.bmp" if kind == "hrsc" else path.name
-    name, number = own, 1
-    while (key := name if kind == "coco" else Path(name).stem) in used:
-        name, number = (f"{split}_{own}" if number == 1 else f"{split}_{number}_{own}"), number + 1
-    used[key] = split
-    return name
+def _free_name(path: Path, split: str, used: set[str], kind: str) -> str:
+    """A name that no other picture has: as a whole (COCO), or its stem (one label file an image)."""
+    plain = f"{path.stem}.bmp" if kind == "hrsc" else path.name
+    names = itertools.chain(
+        [plain, f"{split}_{plain}"], (f"{split}_{number}_{plain}" for number in itertools.count(2))
+    )
+    for name in names:
+        key = name if kind == "coco" else Path(name).stem
+        if key not in used:
+            used.add(key)
+            return name
 
 
-def _write_labels(out: Path, split: str, part: Dataset, names: list[str], kind: str):
+def _write_labels(out: Path, split: str, part: Dataset, names: list[str], kind: str) -> None:
     if kind == "coco":
-        (out / "annotations" / f"instances_{split}.json").write_text(
-            json.dumps(coco_dict(part.records, part.classes, names))
-        )
+        content = json.dumps(coco_dict(part.records, part.classes, names))
+        (out / "annotations" / f"instances_{split}.json").write_text(content)
         return
-    _write_list(out, split, "".join(f"{Path(name).stem}\n" for name in names), kind)
-    write = {
-        "voc": voc_xml,
-        "rolabel": rolabel_xml,
-        "hrsc": hrsc_xml,
-        "dior": dior_xml,
-        "dota": lambda record, classes, name: dota_text(record, classes),
-    }[kind]
-    for record, name in zip(part.records, names):
-        path = out / LABELS[kind] / f"{Path(name).stem}.{'txt' if kind == 'dota' else 'xml'}"
-        path.write_text(write(record, part.classes, name), encoding="utf-8")
+    stems = [Path(name).stem for name in names]
+    _write_list(out, split, "".join(f"{stem}\n" for stem in stems), kind)
+    suffix = "txt" if kind == "dota" else "xml"
+    for record, name, stem in zip(part.records, names, stems):
+        path = out / LABELS[kind] / f"{stem}.{suffix}"
+        path.write_text(_label_text(record, part.classes, name, kind), encoding="utf-8")
 
 
-def _list(out: Path, kind: str, split: str) -> Path:
+def _label_text(record: Record, classes: tuple[str, ...], name: str, kind: str) -> str:
+    if kind == "dota":
+        return dota_text(record, classes)
+    writers = {"voc": voc_xml, "rolabel": rolabel_xml, "hrsc": hrsc_xml, "dior": dior_xml}
+    return writers[kind](record, classes, name)
+
+
+def _list_path(out: Path, kind: str, split: str) -> Path:
     return out / ("ImageSets/Main" if kind == "dior" else "ImageSets") / f"{split}.txt"
 
 
-def _write_list(out: Path, split: str, text: str, kind: str):
-    path = _list(out, kind, split)
+def _write_list(out: Path, split: str, text: str, kind: str) -> None:
+    path = _list_path(out, kind, split)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+# %% ../../nbs/data/10_export.ipynb #01611a3c
+def convert_folder(
+    folder: Path,
+    out: Path,
+    kind: str,
+    labels: str | None = None,
+    ignore_classes: tuple[str, ...] = (),
+) -> tuple[dict[str, int], list[Defect], list[str]]:
+    """Write a data folder as one of the `FORMATS`; gives (images of each split, defects met, sentences on what was found out).
+
+    Raises BadInput as `OpenedFolder` and `export_folder` do.
+    """
+    opened = OpenedFolder(folder, labels, ignore_classes=ignore_classes, strict=False)
+    entries = dict(opened.parts.entries)
+    if "train" in entries:
+        entries.pop("trainval", None)
+    made = {name: opened.records(some, opened.classes) for name, some in entries.items() if some}
+    parts = {
+        canonical(name): Dataset(found.records, opened.classes, opened.geometry)
+        for name, found in made.items()
+    }
+    export_folder(out, parts, kind)
+    defects = list(opened.file_defects)
+    for found in made.values():
+        defects += found.defects
+    return {name: len(part) for name, part in parts.items()}, defects, opened.said

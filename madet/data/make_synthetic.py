@@ -15,12 +15,15 @@ from PIL import Image
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .embedded import COUNTS, LEVELS, EmbeddedSet, embedded, fingerprint
+from .embedded import COUNTS, EmbeddedSet, embedded, fingerprint
 from .export import coco_dict, dota_text, voc_xml
+from .scenes import LEVELS
 
 # %% ../../nbs/data/14_make_synthetic.ipynb #9a607507
 def counts_for(train: int | None = None) -> dict[str, int]:
-    "Images of each split for so many training images: as many unlabelled, half as many to test, a fifth to validate."
+    """Images of each split for so many training images: as many unlabelled, half as many to test, a
+    fifth to validate.
+    """
     if train is None:
         return dict(COUNTS)
     if train < 1:
@@ -29,12 +32,16 @@ def counts_for(train: int | None = None) -> dict[str, int]:
 
 # %% ../../nbs/data/14_make_synthetic.ipynb #2cbb7157
 def make_synthetic(
-    out: Path, level: str = "standard", counts: dict[str, int] | int | None = None, seed: int = 0
+    out: Path | str,
+    level: str = "standard",
+    counts: dict[str, int] | int | None = None,
+    seed: int = 0,
 ) -> dict[str, int]:
-    """Writes the embedded set as PNG with COCO, VOC and DOTA labels into a new folder; returns the images of each split.
+    """Writes the embedded set as PNG with COCO, VOC and DOTA labels into a new folder.
 
     `counts`: of each split, or of training images alone, or None for 1,000, 200, 500 and 1,000.
-    `BadInput` for a level that does not exist or a folder that holds something.
+    Returns the images of each split. Raises `BadInput` for a level that does not exist or a folder
+    that holds something.
     """
     out = Path(out)
     if level not in LEVELS:
@@ -48,48 +55,45 @@ def make_synthetic(
     return counts
 
 
-def _write_split(out: Path, level: str, split: str, count: int, seed: int):
-    upright, turned = (
-        embedded(level, split, geometry, seed, count) for geometry in (Upright(), Rotated())
-    )
+def _write_split(out: Path, level: str, split: str, count: int, seed: int) -> None:
+    upright = embedded(level, split, Upright(), seed, count)
+    rotated = embedded(level, split, Rotated(), seed, count)
     names = [record.path.name for record in upright.records]
     _write_pictures(upright, out / ("unlabelled" if split == "unlabelled" else "images"))
-    _write_text(
-        out / "ImageSets" / f"{split}.txt",
-        "".join(f"{record.image_id}\n" for record in upright.records),
-    )
+    listed = "".join(f"{record.image_id}\n" for record in upright.records)
+    _write_text(out / "ImageSets" / f"{split}.txt", listed)
     if split == "unlabelled":
         return
-    _write_text(
-        out / "coco" / f"instances_{split}.json",
-        json.dumps(coco_dict(upright.records, upright.classes, names)),
-    )
-    for record, other, name in zip(upright.records, turned.records, names):
-        _write_text(
-            out / "Annotations" / f"{record.image_id}.xml", voc_xml(record, upright.classes, name)
-        )
-        _write_text(out / "labelTxt" / f"{record.image_id}.txt", dota_text(other, turned.classes))
+    coco = coco_dict(upright.records, upright.classes, names)
+    _write_text(out / "coco" / f"instances_{split}.json", json.dumps(coco))
+    for record, other, name in zip(upright.records, rotated.records, names):
+        voc = voc_xml(record, upright.classes, name)
+        _write_text(out / "Annotations" / f"{record.image_id}.xml", voc)
+        dota = dota_text(other, rotated.classes)
+        _write_text(out / "labelTxt" / f"{record.image_id}.txt", dota)
 
 
-def _write_pictures(dataset: EmbeddedSet, folder: Path):
+def _write_pictures(dataset: EmbeddedSet, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, record in enumerate(dataset.records):
-        Image.fromarray(dataset.load(index).image.permute(1, 2, 0).numpy()).save(
-            folder / record.path.name, compress_level=1
-        )
+        pixels = dataset.load(index).image.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / record.path.name, compress_level=1)
 
 
-def _write_text(path: Path, text: str):
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
 
-
+# %% ../../nbs/data/14_make_synthetic.ipynb #aaf10d76
 def _card(level: str, seed: int, counts: dict[str, int]) -> str:
-    "What lies in the folder, in a few lines."
+    """What lies in the folder, in a few lines."""
     numbers = "".join(f"* {split}: {count} images\n" for split, count in counts.items())
     return (
         f"# The embedded set of madet, level {level}, seed {seed}\n\n{numbers}\n"
-        "One set of pictures, three sets of labels: `coco` (upright boxes, outlines), `Annotations` (Pascal VOC, upright boxes),\n"
-        "`labelTxt` (DOTA, turned boxes). Ignored objects are crowds in COCO and difficult in the others.\n"
-        f"SHA-256 of the first 64 test scenes (`madet.data.embedded.fingerprint`): {fingerprint(level, seed=seed)}\n"
+        "One set of pictures, three sets of labels: `coco` (upright boxes, outlines), "
+        "`Annotations` (Pascal VOC, upright boxes),\n"
+        "`labelTxt` (DOTA, turned boxes). "
+        "Ignored objects are crowds in COCO and difficult in the others.\n"
+        "SHA-256 of the first 64 test scenes (`madet.data.embedded.fingerprint`): "
+        f"{fingerprint(level, seed=seed)}\n"
     )

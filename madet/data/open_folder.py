@@ -1,4 +1,4 @@
-"""From a path to a data set, with its class names and everything that was decided on the way
+"""From a folder or COCO JSON to records with boxes, class names, and what was decided or found wrong
 
 Docs: https://madet.github.io/madet/data/open_folder.html.md"""
 
@@ -9,61 +9,42 @@ __all__ = ['READERS', 'class_names', 'OpenedFolder', 'DatasetBuilder', 'open_dat
 
 # %% ../../nbs/data/16_open_folder.ipynb #052e8e73
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .formats.coco import Coco, read_coco
-from .formats.dior import read_dior
-from .formats.dota import read_dota
-from .formats.hrsc import read_hrsc
+from madet.data.annotations import (
+    Annotation,
+    ImageAnnotations,
+    refuse_degrees,
+    refuse_fractions,
+    to_objects,
+)
 from .class_lists import in_published_order
 from madet.data.discover import (
     Layout,
     Source,
     canonical,
     choose_source,
-    list_sources,
     discover,
+    list_sources,
     split_of,
     split_of_json,
 )
-from .annotations import ImageAnnotations, refuse_degrees, refuse_fractions, to_objects
-from .splits import ImageEntry, Splits, PictureIndex, find_splits, resolve_split
-from .pixels import header
+from .formats.coco import Coco, read_coco
+from .formats.dior import read_dior
+from .formats.dota import read_dota
+from .formats.hrsc import read_hrsc
 from .formats.rolabel import read_rolabel
-from .sample import Dataset, Defect, Objects, Record
 from .formats.voc import read_voc
+from .pixels import header
+from .sample import Dataset, Defect, Objects, Record
+from .splits import ImageEntry, PictureIndex, Splits, find_splits, resolve_split
 
 # %% ../../nbs/data/16_open_folder.ipynb #f61d6606
-def _read_entries(
-    layout: Layout, source: Source, pictures: PictureIndex
-) -> tuple[list[ImageEntry], list[Coco]]:
-    "All pages of a set of labels, with their pictures."
-    if source.format == "coco":
-        files = [read_coco(path) for path in source.files]
-        return [
-            ImageEntry(page, pictures.find(page.key, file.path, split), split, file.classes)
-            for file in files
-            for split in [split_of_json(file.path, layout.root)]
-            for page in file.pages
-        ], files
-    read = READERS[source.format]
-    entries = []
-    for path in source.files:
-        split = split_of(path, layout.root)
-        image = pictures.find(path.stem, path, split)
-        entries.append(
-            ImageEntry(read(path), image, split or image and _labelled_split(image, layout.root))
-        )
-    pages = [entry.page for entry in entries]
-    refuse_degrees(pages)
-    refuse_fractions(pages)
-    return entries, []
-
-
 READERS = {
     "voc": read_voc,
     "rolabel": read_rolabel,
@@ -74,58 +55,117 @@ READERS = {
 }
 
 
-def _labelled_split(image: Path, root: Path) -> str | None:
-    "The split of a picture's folder, for labels that lie in no split's folder (DIOR-R)."
-    split = split_of(image, root)
+def _read_entries(
+    layout: Layout, source: Source, pictures: PictureIndex
+) -> tuple[list[ImageEntry], list[Coco]]:
+    """All images of a set of labels with their pictures, and the COCO files they stand in."""
+    if source.format == "coco":
+        files = [read_coco(path) for path in source.files]
+        return _coco_entries(files, layout.root, pictures), files
+    if not source.files:
+        return [], []
+    read = READERS[source.format]
+    entries = [_read_entry(path, read, layout.root, pictures) for path in source.files]
+    images = [entry.labels for entry in entries]
+    refuse_degrees(images)
+    refuse_fractions(images)
+    return entries, []
+
+
+def _coco_entries(files: list[Coco], root: Path, pictures: PictureIndex) -> list[ImageEntry]:
+    entries = []
+    for file in files:
+        split = split_of_json(file.path, root)
+        for labels in file.images:
+            picture = pictures.find(labels.key, file.path, split)
+            entries.append(ImageEntry(labels, picture, split, file.classes))
+    return entries
+
+
+def _read_entry(
+    path: Path,
+    read: Callable[[Path], ImageAnnotations],
+    root: Path,
+    pictures: PictureIndex,
+) -> ImageEntry:
+    """One label file with its picture."""
+    split = split_of(path, root)
+    picture = pictures.find(path.stem, path, split)
+    if split is None and picture:
+        split = _labelled_split(picture, root)
+    return ImageEntry(read(path), picture, split)
+
+
+def _labelled_split(picture: Path, root: Path) -> str | None:
+    """The split of a picture's folder, for labels that lie in no split's folder (DIOR-R)."""
+    split = split_of(picture, root)
     return None if split == "unlabelled" else split
 
 # %% ../../nbs/data/16_open_folder.ipynb #8770db26
+_LABELLED_SPLITS = ("train", "trainval", "val", "test")
+
+
 def class_names(
     parts: Splits, files: list[Coco], ignored: tuple[str, ...] = ()
 ) -> tuple[tuple[str, ...], str]:
-    "Class names in label order, and a sentence where val or test has names that train lacks ('' = fine)."
-    used = {}
-    for split, entries in parts.entries.items():
-        if canonical(split) == "unlabelled":
-            continue
-        names = [
-            name
-            for entry in entries
-            for name in (
-                entry.names if entry.names is not None else [mark.name for mark in entry.page.marks]
-            )
-        ]
-        used.setdefault(canonical(split), []).extend(dict.fromkeys(names))
-    order = ("train", "trainval", "val", "test")
+    """Class names in label order, and a sentence where val or test has names that train lacks.
+
+    The sentence is '' where nothing differs. Raises `BadInput` where a class to ignore is not there.
+    """
+    used = _names_by_split(parts)
     if files:
-        names = tuple(dict.fromkeys(name for split in order for name in used.get(split, [])))
+        in_order = [name for split in _LABELLED_SPLITS for name in used.get(split, [])]
+        names = tuple(dict.fromkeys(in_order))
     else:
-        names = tuple(sorted({name for found in used.values() for name in found}))
+        names = tuple(sorted(set().union(*used.values())))
     if unknown := [name for name in ignored if name not in names]:
         raise BadInput(
-            f"There is no class {', '.join(map(repr, unknown))} to ignore; the data set has {', '.join(names)}."
+            f"There is no class {', '.join(map(repr, unknown))} to ignore; "
+            f"the data set has {', '.join(names)}."
         )
     return tuple(name for name in names if name not in ignored), _names_differ(used, ignored)
 
 
+def _names_by_split(parts: Splits) -> dict[str, list[str]]:
+    """Class names of each labelled split: as declared, else as its objects have them."""
+    used: dict[str, list[str]] = {}
+    for split, entries in parts.entries.items():
+        if canonical(split) == "unlabelled":
+            continue
+        names = []
+        for entry in entries:
+            if entry.names is not None:
+                names += entry.names
+            else:
+                names += [annotation.name for annotation in entry.labels.annotations]
+        used.setdefault(canonical(split), []).extend(dict.fromkeys(names))
+    return used
+
+
 def _names_differ(used: dict[str, list[str]], ignored: tuple[str, ...]) -> str:
-    train = used.get("train", []) + used.get("trainval", [])
+    train = set(used.get("train", []) + used.get("trainval", []))
     for split in ("val", "test"):
-        extra = set(used.get(split, [])) - set(train) - set(ignored)
+        names = set(used.get(split, []))
+        extra = names - train - set(ignored)
         if train and extra:
             return (
-                f"{split} has classes that train lacks ({', '.join(sorted(extra))}): train has {', '.join(sorted(set(train)))}, "
-                f"{split} has {', '.join(sorted(set(used[split])))}; correct the spelling or leave a class out with --ignore-class."
+                f"{split} has classes that train lacks ({', '.join(sorted(extra))}): "
+                f"train has {', '.join(sorted(train))}, {split} has {', '.join(sorted(names))}; "
+                "correct the spelling or leave a class out with --ignore-class."
             )
     return ""
 
 # %% ../../nbs/data/16_open_folder.ipynb #67f19ff5
 class OpenedFolder:
-    "A data folder with its labels read; `dataset(split)` makes a `Dataset` of any split."
+    """A data folder with its labels read; `dataset(split)` makes a `Dataset` of any split.
+
+    `geometry` None takes the labels' own kind. Raises `BadInput` where the labels cannot be read or chosen
+    and, if `strict`, where val or test has classes that train lacks.
+    """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         labels: str | None = None,
         geometry: Upright | Rotated | None = None,
         ignore_classes: tuple[str, ...] = (),
@@ -134,172 +174,192 @@ class OpenedFolder:
         self.layout = discover(path)
         self.root = self.layout.root
         self.ignored = tuple(ignore_classes)
-        self.source = (
-            choose_source(self.layout, labels, geometry)
-            if self.layout.sources or labels
-            else Source("none", "images", [])
-        )
+        self.source = Source("none", "images", [])
+        if self.layout.sources or labels:
+            self.source = choose_source(self.layout, labels, geometry)
         self.geometry = geometry or (Rotated() if self.source.rotated else Upright())
-        self._open(strict)
-
-    def _open(self, strict: bool):
         pictures = PictureIndex(self.layout)
-        entries, self.files = (
-            _read_entries(self.layout, self.source, pictures) if self.source.files else ([], [])
-        )
+        entries, self.files = _read_entries(self.layout, self.source, pictures)
         self.parts = find_splits(self.layout, entries, pictures)
         names, self.differ = class_names(self.parts, self.files, self.ignored)
-        self.classes, self.list_said, self.strangers = in_published_order(names, self.source.format)
+        self.classes, self.list_said, self.unlisted = in_published_order(names, self.source.format)
         if strict and self.differ:
             raise BadInput(f"{self.root}: {self.differ}")
         if self.source.files and not self.classes:
             self.differ = self.differ or "the labels hold no object, so there is no class"
-        self.said = self._first_words()
-
-    def _first_words(self) -> list[str]:
-        said = [
-            f"{self.root} holds {self.source.format} labels ({self.source.name})."
-            if self.source.files
-            else f"{self.root} holds pictures without labels."
-        ]
-        said += [
-            f"There are {kind} labels too, a format that madet does not read."
-            for kind in self.layout.foreign
-        ]
-        if len(self.layout.sources) > 1:
-            said.append(
-                f"Labels found: {list_sources(self.layout.sources)}; {self.source.name} is read, choose another with --labels NAME."
-            )
-        if isinstance(self.geometry, Upright) and self.source.rotated:
-            said.append("The labels are rotated; upright training takes their hulls.")
-        if isinstance(self.geometry, Rotated) and self.source.files and not self.source.rotated:
-            said.append("The labels are upright; rotated training takes them at angle zero.")
-        if self.list_said:
-            said.append(self.list_said)
-        if self.ignored:
-            said.append(
-                f"Objects of {', '.join(self.ignored)} are ignored: neither targets nor mistakes."
-            )
-        return said + [sentence for file in self.files for sentence in file.said] + self.parts.said
+        self.said = _opening_sentences(self)
 
     @cached_property
     def file_defects(self) -> list[Defect]:
-        "Defects of whole label files and of split lists."
-        return (
-            [defect for file in self.files for defect in file.defects]
-            + self.parts.defects
-            + self._unlisted()
-        )
-
-    def _unlisted(self) -> list[Defect]:
-        "Names that are on no list of a known benchmark, at the first place where each stands."
-        marks = (
-            (
-                mark
-                for entries in self.parts.entries.values()
-                for entry in entries
-                if entry.page
-                for mark in entry.page.marks
-            )
-            if self.strangers
-            else ()
-        )
-        first = {}
-        for mark in marks:
-            first.setdefault(mark.name, mark.where)
-        return [Defect(first[name], what) for name, what in self.strangers.items()]
+        """Defects of whole label files and of split lists."""
+        defects = [defect for file in self.files for defect in file.defects]
+        return defects + self.parts.defects + _unlisted_defects(self.parts, self.unlisted)
 
     def dataset(
         self, split: str | None = None, classes: tuple[str, ...] | None = None, learn: int = 0
     ) -> Dataset:
-        """Records of a split (None = everything labelled); `BadInput` where it is not there or no image of it can be read.
+        """Records of a split (None = everything labelled).
 
-        Objects of a difficulty above `learn` are ignored (0: all difficult ones).
+        Objects of a difficulty above `learn` are ignored (0: all difficult ones). Raises `BadInput` where
+        the split is not there or no image of it can be read.
         """
-        entries, said = resolve_split(self.parts, split)
-        if not entries:
-            there = (
-                ", ".join(f"{name} {len(found)}" for name, found in self.parts.entries.items())
-                or "no split"
-            )
-            cure = (
-                "convert its labels, madet does not read that format"
-                if self.layout.foreign
-                else "add them or ask for another split"
-            )
-            raise BadInput(
-                f"{self.root} has no {split or 'labelled'} images (found: {there}{''.join(f', {kind} labels' for kind in self.layout.foreign)}); {cure}."
-            )
-        made = self.records(entries, self._order(classes), learn)
-        return Dataset(
-            made.records,
-            self._order(classes),
-            self.geometry,
-            self.root.absolute().name,
-            self.source.format,
-            split or "all",
-            self.file_defects + made.defects,
-            self.said + said + _of_difficulty(entries, learn, split or "all") + made.said,
-        )
-
-    def _order(self, classes: tuple[str, ...] | None) -> tuple[str, ...]:
-        if classes is None and self.source.files and not self.classes:
-            raise BadInput(
-                f"{self.root}: the labels hold no object, so there is no class to learn; are they the right labels?"
-            )
-        if classes is None:
-            return self.classes
-        classes = tuple(name for name in classes if name not in self.ignored)
-        if unknown := set(self.classes) - set(classes):
-            raise BadInput(
-                f"{self.root} has classes ({', '.join(self.classes)}) that are not among the model's ({', '.join(classes)}): {', '.join(sorted(unknown))}; leave them out with --ignore-class or use other data."
-            )
-        return classes
+        return _make_dataset(self, split, classes, learn)
 
     def records(
         self, entries: list[ImageEntry], classes: tuple[str, ...], learn: int = 0
     ) -> "DatasetBuilder":
-        "Records of those entries; images that are missing or unreadable become defects, `BadInput` if none is left."
-        made = DatasetBuilder()
+        """Records of those entries; images that are missing or unreadable become defects.
+
+        Raises `BadInput` where none is left.
+        """
+        return _make_records(self, entries, classes, learn)
+
+# %% ../../nbs/data/16_open_folder.ipynb #8b3bb695
+def _opening_sentences(opened: OpenedFolder) -> list[str]:
+    """What was found in the folder and decided about it, one sentence each."""
+    layout = opened.layout
+    said = [_source_sentence(opened)]
+    for kind in layout.foreign:
+        said.append(f"There are {kind} labels too, a format that madet does not read.")
+    if len(layout.sources) > 1:
+        said.append(
+            f"Labels found: {list_sources(layout.sources)}; {opened.source.name} is read, "
+            "choose another with --labels NAME."
+        )
+    said += _geometry_sentence(opened)
+    if opened.list_said:
+        said.append(opened.list_said)
+    if opened.ignored:
+        names = ", ".join(opened.ignored)
+        said.append(f"Objects of {names} are ignored: neither targets nor mistakes.")
+    for file in opened.files:
+        said += file.said
+    return said + opened.parts.said
+
+
+def _source_sentence(opened: OpenedFolder) -> str:
+    if not opened.source.files:
+        return f"{opened.root} holds pictures without labels."
+    return f"{opened.root} holds {opened.source.format} labels ({opened.source.name})."
+
+
+def _geometry_sentence(opened: OpenedFolder) -> list[str]:
+    """A sentence where the boxes that are made are of another kind than the labels."""
+    if isinstance(opened.geometry, Upright) and opened.source.rotated:
+        return ["The labels are rotated; upright training takes their hulls."]
+    if isinstance(opened.geometry, Rotated) and opened.source.files and not opened.source.rotated:
+        return ["The labels are upright; rotated training takes them at angle zero."]
+    return []
+
+
+def _unlisted_defects(parts: Splits, sentences: dict[str, str]) -> list[Defect]:
+    """Names that are on no list of a known benchmark, at the first place where each stands."""
+    if not sentences:
+        return []
+    first: dict[str, str] = {}
+    for annotation in _annotations_of(parts):
+        first.setdefault(annotation.name, annotation.where)
+    return [Defect(first[name], sentence) for name, sentence in sentences.items()]
+
+
+def _annotations_of(parts: Splits) -> Iterator[Annotation]:
+    for entries in parts.entries.values():
         for entry in entries:
-            made.add(entry, self.geometry, classes, self.ignored, learn)
-        if not made.records:
-            first = made.defects[0] if made.defects else Defect(str(self.root), "there is no image")
+            if entry.labels:
+                yield from entry.labels.annotations
+
+# %% ../../nbs/data/16_open_folder.ipynb #ed660e16
+def _make_dataset(
+    opened: OpenedFolder, split: str | None, classes: tuple[str, ...] | None, learn: int
+) -> Dataset:
+    """Records of a split of an opened folder; see `OpenedFolder.dataset`."""
+    entries, said = resolve_split(opened.parts, split)
+    if not entries:
+        raise BadInput(_no_such_split(opened, split))
+    names = _class_order(opened, classes)
+    made = opened.records(entries, names, learn)
+    split = split or "all"
+    difficulties = _difficulty_sentences(entries, learn, split)
+    return Dataset(
+        records=made.records,
+        classes=names,
+        geometry=opened.geometry,
+        name=opened.root.absolute().name,
+        format=opened.source.format,
+        split=split,
+        defects=opened.file_defects + made.defects,
+        said=opened.said + said + difficulties + made.said,
+    )
+
+
+def _no_such_split(opened: OpenedFolder, split: str | None) -> str:
+    found = [f"{name} {len(entries)}" for name, entries in opened.parts.entries.items()]
+    there = ", ".join(found) or "no split"
+    cure = "add them or ask for another split"
+    if opened.layout.foreign:
+        cure = "convert its labels, madet does not read that format"
+    unread = "".join(f", {kind} labels" for kind in opened.layout.foreign)
+    return f"{opened.root} has no {split or 'labelled'} images (found: {there}{unread}); {cure}."
+
+
+def _class_order(opened: OpenedFolder, classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The folder's classes, or the model's `classes`, which must hold all of the folder's."""
+    if classes is None:
+        if opened.source.files and not opened.classes:
             raise BadInput(
-                f"{self.root}: not one of {len(entries)} images can be read; the first trouble is at {first}."
+                f"{opened.root}: the labels hold no object, so there is no class to learn; "
+                "are they the right labels?"
             )
-        return made.finish()
+        return opened.classes
+    classes = tuple(name for name in classes if name not in opened.ignored)
+    if unknown := set(opened.classes) - set(classes):
+        raise BadInput(
+            f"{opened.root} has classes ({', '.join(opened.classes)}) that are not among the model's "
+            f"({', '.join(classes)}): {', '.join(sorted(unknown))}; "
+            "leave them out with --ignore-class or use other data."
+        )
+    return classes
+
+# %% ../../nbs/data/16_open_folder.ipynb #e613be34
+def _make_records(
+    opened: OpenedFolder, entries: list[ImageEntry], classes: tuple[str, ...], learn: int
+) -> "DatasetBuilder":
+    """Records of some entries of an opened folder; see `OpenedFolder.records`."""
+    made = DatasetBuilder()
+    for entry in entries:
+        made.add(entry, opened.geometry, classes, opened.ignored, learn)
+    if not made.records:
+        first = made.defects[0] if made.defects else Defect(str(opened.root), "there is no image")
+        raise BadInput(
+            f"{opened.root}: not one of {len(entries)} images can be read; "
+            f"the first trouble is at {first}."
+        )
+    return made.finish()
 
 
-def _of_difficulty(entries: list[ImageEntry], learn: int, split: str) -> list[str]:
-    "What becomes of objects that are flagged difficult, as a sentence."
-    found = Counter(
-        mark.difficulty
-        for entry in entries
-        if entry.page
-        for mark in entry.page.marks
-        if mark.difficulty
-    )
+def _difficulty_sentences(entries: list[ImageEntry], learn: int, split: str) -> list[str]:
+    """What becomes of objects that are flagged difficult."""
+    found = Counter()
+    for entry in entries:
+        if entry.labels:
+            found.update(annotation.difficulty for annotation in entry.labels.annotations)
+    del found[0]
     ignored = sum(count for level, count in found.items() if level > learn)
-    said = (
-        [
-            f"{split}: {ignored} objects are flagged difficult and ignored: neither targets nor mistakes."
-        ]
-        if ignored
-        else []
-    )
-    return said + (
-        [
-            f"{split}: {found.total() - ignored} objects are flagged difficult and learned like others."
-        ]
-        if found.total() > ignored
-        else []
-    )
+    learned = found.total() - ignored
+    said = []
+    if ignored:
+        said.append(
+            f"{split}: {ignored} objects are flagged difficult and ignored: "
+            "neither targets nor mistakes."
+        )
+    if learned:
+        said.append(f"{split}: {learned} objects are flagged difficult and learned like others.")
+    return said
 
 # %% ../../nbs/data/16_open_folder.ipynb #ec0d36af
 @dataclass
 class DatasetBuilder:
-    "Records in the making."
+    """Collects records, defects and sentences from image entries."""
 
     records: list[Record] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
@@ -313,71 +373,82 @@ class DatasetBuilder:
         classes: tuple[str, ...],
         ignored: tuple[str, ...],
         learn: int = 0,
-    ):
-        page = entry.page
+    ) -> None:
+        """A record of the entry; a picture that is missing or unreadable becomes a defect."""
+        labels = entry.labels
         if entry.image is None:
-            self.defects.append(
-                Defect(
-                    page.where,
-                    f"its picture {page.key} is missing; left out, put the picture there or delete the entry",
-                )
-            )
+            self.defects.append(_missing_picture(labels))
             return
         try:
             stored, seen = header(entry.image)
         except BadInput as error:
-            self.defects.append(
-                Defect(str(entry.image), str(error).removeprefix(f"{entry.image} ").rstrip("."))
-            )
+            why = str(error).removeprefix(f"{entry.image} ").rstrip(".")
+            self.defects.append(Defect(str(entry.image), why))
             return
-        width, height = size = self._frame(page, stored, seen)
+        size = self._frame(labels, stored, seen)
         objects, lines = Objects.none(geometry.dim), []
-        if page is not None:
+        image_id = entry.image.stem
+        if labels is not None:
             objects, lines, defects = to_objects(
-                page.marks, size, geometry, classes, ignored, learn
+                labels.annotations, size, geometry, classes, ignored, learn
             )
-            self.defects += page.defects + defects
-        ident = entry.image.stem if page is None or page.image_id is None else page.image_id
-        self.records.append(Record(ident, entry.image, width, height, objects, lines))
+            self.defects += labels.defects + defects
+            image_id = image_id if labels.image_id is None else labels.image_id
+        self.records.append(Record(image_id, entry.image, *size, objects, lines))
 
     def _frame(
-        self, page: ImageAnnotations | None, stored: tuple[int, int], seen: tuple[int, int]
+        self, labels: ImageAnnotations | None, stored: tuple[int, int], seen: tuple[int, int]
     ) -> tuple[int, int]:
-        "The frame that the boxes were drawn on: as turned by EXIF, unless the labels declare the stored size."
-        declared = page.size if page is not None else None
-        if stored != seen:
-            self.frames["as stored" if declared == stored else "turned"] += 1
+        """The (width, height) that the boxes were drawn on.
+
+        It is as turned by EXIF, unless the labels declare the stored size.
+        """
+        declared = labels.size if labels is not None else None
         if stored != seen and declared == stored:
+            self.frames["as stored"] += 1
             return stored
+        if stored != seen:
+            self.frames["turned"] += 1
         if declared is not None and tuple(declared) != seen:
-            self.defects.append(
-                Defect(
-                    page.where,
-                    f"declares a size of {declared[0]:g} x {declared[1]:g}, the picture has {seen[0]} x {seen[1]}; boxes are taken as pixels of the picture",
-                )
-            )
+            self.defects.append(_other_size(labels.where, declared, seen))
         return seen
 
     def finish(self) -> "DatasetBuilder":
-        "Says what was seen on the way and gives every record an id of its own."
+        """Says what was seen on the way and makes every record's id unique."""
         if count := self.frames["turned"]:
             self.said.append(
-                f"{count} pictures are turned by their EXIF note; their boxes are taken in the turned frame."
+                f"{count} pictures are turned by their EXIF note; "
+                "their boxes are taken in the turned frame."
             )
         if count := self.frames["as stored"]:
             self.said.append(
-                f"{count} pictures have an EXIF turn that their labels do not follow; they are read as stored."
+                f"{count} pictures have an EXIF turn that their labels do not follow; "
+                "they are read as stored."
             )
-        if len({record.image_id for record in self.records}) < len(self.records):
-            twice = Counter(record.image_id for record in self.records)
-            for record in self.records:
-                if twice[record.image_id] > 1:
-                    record.image_id = "/".join(record.path.parts[-3:])
+        uses = Counter(record.image_id for record in self.records)
+        for record in self.records:
+            if uses[record.image_id] > 1:
+                record.image_id = "/".join(record.path.parts[-3:])
         return self
+
+# %% ../../nbs/data/16_open_folder.ipynb #b0757243
+def _missing_picture(labels: ImageAnnotations) -> Defect:
+    return Defect(
+        labels.where,
+        f"its picture {labels.key} is missing; left out, put the picture there or delete the entry",
+    )
+
+
+def _other_size(where: str, declared: tuple, seen: tuple[int, int]) -> Defect:
+    return Defect(
+        where,
+        f"declares a size of {declared[0]:g} x {declared[1]:g}, "
+        f"the picture has {seen[0]} x {seen[1]}; boxes are taken as pixels of the picture",
+    )
 
 # %% ../../nbs/data/16_open_folder.ipynb #b6a4d997
 def open_data(
-    path: Path,
+    path: Path | str,
     split: str | None = None,
     labels: str | None = None,
     ignore_classes: tuple[str, ...] = (),
@@ -387,24 +458,17 @@ def open_data(
 ) -> Dataset:
     """A data set from a COCO folder or JSON, a VOC, DOTA, roLabelImg, HRSC2016 or DIOR-R folder.
 
-    `split`: train, val, test, trainval, unlabelled, or None for everything labelled. `labels` names one of several label sets.
-    `geometry`: None takes the labels' own kind. `classes`: label order to keep (a model's). `learn`: the highest difficulty
-    that is learned; objects above it are ignored. `BadInput` says what cannot be used.
+    `split`: train, val, test, trainval, unlabelled, or None for everything labelled.
+    `labels` names one of several label sets. `geometry`: None takes the labels' own kind.
+    `classes`: label order to keep (a model's). `learn`: the highest difficulty that is learned;
+    objects above it are ignored. Raises `BadInput` that says what cannot be used.
     """
-    if split is not None and canonical(split) not in (
-        "train",
-        "trainval",
-        "val",
-        "test",
-        "unlabelled",
-    ):
+    if split is not None and canonical(split) not in (*_LABELLED_SPLITS, "unlabelled"):
         raise BadInput(f"{split!r} is not a split; use train, trainval, val, test or unlabelled.")
     return OpenedFolder(path, labels, geometry, ignore_classes).dataset(split, classes, learn)
 
 
-def splits(path: Path, labels: str | None = None) -> dict[str, int]:
-    "Images of each split as found on disk."
-    return {
-        split: len(entries)
-        for split, entries in OpenedFolder(path, labels, strict=False).parts.entries.items()
-    }
+def splits(path: Path | str, labels: str | None = None) -> dict[str, int]:
+    """Images of each split as found on disk."""
+    opened = OpenedFolder(path, labels, strict=False)
+    return {split: len(entries) for split, entries in opened.parts.entries.items()}

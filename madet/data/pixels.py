@@ -32,7 +32,7 @@ _MOVES = {
 
 
 def orientation(image: Image.Image) -> int:
-    "EXIF orientation 1 to 8 of an opened picture; 1 where nothing, or nonsense, is said."
+    """EXIF orientation 1 to 8 of an opened picture; 1 where nothing, or nonsense, is said."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # asking further would decode the picture
     try:
@@ -43,13 +43,16 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_pixels(image: Image.Image) -> Image.Image:
-    "The picture as its EXIF note wants it seen."
+    """The picture as its EXIF note wants it seen."""
     turn = orientation(image)
     return image.transpose(getattr(Image.Transpose, _MOVES[turn])) if turn in _MOVES else image
 
 # %% ../../nbs/data/07_pixels.ipynb #4dd9bb0e
-def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    "(width, height) as stored and as turned by EXIF, from the header; `BadInput` where it is no whole picture."
+def header(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) as stored and as turned by EXIF, from the header.
+
+    Raises `BadInput` where the file is no whole picture.
+    """
     try:
         with open(path, "rb") as file:
             with Image.open(file) as image:
@@ -62,44 +65,51 @@ def header(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
                     file.seek(0)
                     Image.open(file).load()
     except FileNotFoundError:
-        raise BadInput(
-            f"{path} does not exist; put the image there or take it out of the labels."
-        ) from None
+        raise BadInput(_missing(path)) from None
     except Exception as error:  # Pillow's decoders raise half a dozen kinds
         raise BadInput(_unreadable(path, error)) from None
     return stored, stored[::-1] if turned else stored
 
 
 def _cut_off(kind: str, tail: bytes) -> bool:
-    "Whether a JPEG or PNG lacks its end mark: a reason to look closer, no proof."
-    return (kind == "JPEG" and not tail.endswith(b"\xff\xd9")) or (
-        kind == "PNG" and b"IEND" not in tail
-    )
+    """Whether a JPEG or PNG lacks its end mark: a reason to look closer, no proof."""
+    if kind == "JPEG":
+        return not tail.endswith(b"\xff\xd9")
+    return kind == "PNG" and b"IEND" not in tail
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    why = (
-        "is not a picture that Pillow knows"
-        if isinstance(error, UnidentifiedImageError)
-        else f"cannot be decoded ({error})"
-    )
+def _missing(path: Path | str) -> str:
+    return f"{path} does not exist; put the image there or take it out of the labels."
+
+
+def _unreadable(path: Path | str, error: Exception) -> str:
+    why = f"cannot be decoded ({error})"
+    if isinstance(error, UnidentifiedImageError):
+        why = "is not a picture that Pillow knows"
     return f"{path} {why}; copy or download it again, or take it out of the data set."
 
 # %% ../../nbs/data/07_pixels.ipynb #830b4445
 def to_rgb(image: Image.Image) -> np.ndarray:
-    "uint8 `[H, W, 3]` of any picture; 16 bits are divided by 257, floating point in [0, 1] is multiplied by 255."
+    """uint8 `[H, W, 3]` of any picture.
+
+    16 bits are divided by 257, floating point in [0, 1] is multiplied by 255.
+    """
     if image.mode.startswith("I"):
         gray = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
     elif image.mode == "F":
         gray = np.nan_to_num(np.asarray(image).astype(np.float64))
-        gray = np.clip(gray * 255 if gray.max(initial=0) <= 1 else gray, 0, 255)
+        scale = 255 if gray.max(initial=0) <= 1 else 1
+        gray = np.clip(gray * scale, 0, 255)
     else:
         return np.asarray(image.convert("RGB"))
     return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, -1)
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    "uint8 RGB `[3, H, W]`, turned per EXIF unless only the stored (width, height) equals `size`; `BadInput` names a broken file."
+def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
+    """uint8 RGB `[3, H, W]`, turned per EXIF unless only the stored (width, height) equals `size`.
+
+    Raises `BadInput` that names a broken or missing file.
+    """
     try:
         with Image.open(path) as image:
             image.load()
@@ -108,8 +118,6 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
                 turned = image
             return torch.from_numpy(to_rgb(turned).copy()).permute(2, 0, 1).contiguous()
     except FileNotFoundError:
-        raise BadInput(
-            f"{path} does not exist; put the image there or take it out of the labels."
-        ) from None
+        raise BadInput(_missing(path)) from None
     except Exception as error:
         raise BadInput(_unreadable(path, error)) from None

@@ -22,18 +22,17 @@ from .pixels import read_image
 # %% ../../nbs/data/00_sample.ipynb #0960a0a0
 @dataclass
 class Objects:
-    "What is on one image: G boxes with labels, ignore flags and outlines."
+    """What is on one image: G boxes with labels, ignore flags and outlines."""
 
     boxes: Tensor  # [G, 4] xyxy or [G, 5] cxcywhr, float32, pixels
     labels: Tensor  # [G] int64 from 0; -1 only where the object's class is ignored
     ignore: Tensor  # [G] bool
-    polygons: list | None = (
-        None  # per object: None, a list of [K, 2] float arrays, or {"size", "counts"}
-    )
+    # per object: None, a list of [K, 2] float arrays, or {"size", "counts"}
+    polygons: list | None = None
 
     @classmethod
     def none(cls, dim: int = 4) -> "Objects":
-        "No object at all; `dim` numbers a box."
+        """No object at all; `dim` numbers a box."""
         return cls(
             torch.zeros(0, dim), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
         )
@@ -42,19 +41,22 @@ class Objects:
         return len(self.labels)
 
     def __getitem__(self, which) -> "Objects":
-        "Those objects that a mask `[G]` or a list of indices names."
+        """Those objects that a mask `[G]` or a list of indices names."""
         picked = torch.arange(len(self))[which].reshape(-1)
         outlines = None if self.polygons is None else [self.polygons[i] for i in picked.tolist()]
         return Objects(self.boxes[picked], self.labels[picked], self.ignore[picked], outlines)
 
     def clone(self) -> "Objects":
-        "A copy that may be changed; outlines are shared."
+        """A copy that may be changed; outlines are shared."""
         outlines = None if self.polygons is None else list(self.polygons)
         return Objects(self.boxes.clone(), self.labels.clone(), self.ignore.clone(), outlines)
 
 # %% ../../nbs/data/00_sample.ipynb #8bab15c1
 def masks(objects: Objects, size: tuple[int, int]) -> Tensor:
-    "Outlines drawn on an image of `size` (height, width): bool `[G, H, W]`; an object without outline gets an empty mask."
+    """Outlines drawn on an image of `size` (height, width): bool `[G, H, W]`.
+
+    An object without outline gets an empty mask.
+    """
     outlines = objects.polygons or [None] * len(objects)
     drawn = [_mask(outline, size) for outline in outlines]
     return torch.from_numpy(np.stack(drawn)) if drawn else torch.zeros(0, *size, dtype=torch.bool)
@@ -80,7 +82,7 @@ def _mask(outline, size: tuple[int, int]) -> np.ndarray:
 # %% ../../nbs/data/00_sample.ipynb #28c1ffcc
 @dataclass(frozen=True)
 class Defect:
-    "Something wrong in a data set: where (`file:line` or `file:key`) and what, as a sentence."
+    """Something wrong in a data set: where (`file:line` or `file:key`) and what, as a sentence."""
 
     where: str
     what: str
@@ -91,7 +93,7 @@ class Defect:
 
 @dataclass
 class Record:
-    "One image on disk with its truth."
+    """One image on disk with its truth."""
 
     image_id: int | str
     path: Path
@@ -103,7 +105,7 @@ class Record:
 
 @dataclass
 class Sample:
-    "One image in memory."
+    """One image in memory."""
 
     image: Tensor  # [3, H, W] uint8, or float in [0, 1]
     objects: Objects
@@ -114,7 +116,7 @@ class Sample:
 
 @dataclass
 class Dataset:
-    "Records of one split, the class names in label order, and what was noticed while reading."
+    """Records of one split, the class names in label order, and what was noticed while reading."""
 
     records: list[Record]
     classes: tuple[str, ...]
@@ -123,15 +125,17 @@ class Dataset:
     format: str = ""  # coco | voc | dota | rolabel | dior | hrsc | hrsc-types | images | embedded
     split: str = ""
     defects: list[Defect] = field(default_factory=list)
-    said: list[str] = field(
-        default_factory=list
-    )  # what was found out and decided, one sentence each
+    # what was found out and decided, one sentence each
+    said: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def load(self, index: int) -> Sample:
-        "Record `index` with its pixels, uint8 RGB; `BadInput` names a file that cannot be decoded."
+        """Record `index` with its pixels, uint8 RGB.
+
+        `BadInput` names a file that cannot be decoded.
+        """
         record = self.records[index]
         image = read_image(record.path, (record.width, record.height))
         return Sample(
@@ -143,7 +147,7 @@ class Dataset:
         )
 
     def counts(self) -> dict[str, int]:
-        "How many objects of each class, ignored ones left out."
+        """How many objects of each class, ignored ones left out."""
         found = [record.objects.labels[~record.objects.ignore] for record in self.records]
         total = (
             torch.bincount(torch.cat(found), minlength=len(self.classes))

@@ -13,24 +13,27 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .discover import SPLITS, Layout, canonical, split_of
 from .annotations import ImageAnnotations
+from .discover import SPLITS, Layout, canonical, split_of
 from .pixels import IMAGE_SUFFIXES
 from .sample import Defect
 
 # %% ../../nbs/data/13_splits.ipynb #7222959f
 @dataclass
 class ImageEntry:
-    "One image as found on disk: labels, picture, split by folder; one of the first two may be missing."
+    """One image as found on disk: labels, picture, split by folder.
 
-    page: ImageAnnotations | None
+    One of the first two may be missing.
+    """
+
+    labels: ImageAnnotations | None
     image: Path | None
     split: str | None = None
     names: tuple[str, ...] | None = None  # classes that its label file declares
 
 
 class PictureIndex:
-    "The pictures of a layout, found by path, name or stem."
+    """The pictures of a layout, found by path, name or stem."""
 
     def __init__(self, layout: Layout):
         self.root = layout.root
@@ -44,11 +47,14 @@ class PictureIndex:
         self.splits = {self.split_of(path) for path in layout.images} - {""}
 
     def split_of(self, path: Path) -> str:
-        "The split whose folder a picture lies in, or nothing; `train2017` is a folder of train."
+        """The split whose folder a picture lies in, or nothing.
+
+        `train2017` is a folder of train.
+        """
         return canonical(split_of(path, self.root) or "")
 
     def find(self, key: str, near: Path, split: str | None) -> Path | None:
-        "The picture that a label file at `near` calls `key`."
+        """The picture that a label file at `near` calls `key`."""
         for folder in (near.parent, self.root, near.parent.parent):
             if found := self.paths.get(str(folder / key)):
                 return found
@@ -67,21 +73,21 @@ class PictureIndex:
 
 
 def stem_of(name: str) -> str:
-    "A name without folder and without the suffix of a picture or label file; other dots stay."
+    """A name without folder and without the suffix of a picture or label file; other dots stay."""
     name = name.replace("\\", "/").rsplit("/")[-1]
     suffix = Path(name).suffix
     return name[: -len(suffix)] if suffix.lower() in (*IMAGE_SUFFIXES, ".xml", ".txt") else name
 
 
 def shared_start(a: tuple, b: tuple) -> list:
-    "The parts that two paths begin with in common."
+    """The parts that two paths begin with in common."""
     same = [x for x, y in zip(a, b) if x == y]
     return same if list(a[: len(same)]) == same else []
 
 # %% ../../nbs/data/13_splits.ipynb #f5068327
 @dataclass
 class Splits:
-    "Entries of each split as found on disk, with what was wrong and what was decided."
+    """Entries of each split as found on disk, with what was wrong and what was decided."""
 
     entries: dict[str, list[ImageEntry]]
     defects: list[Defect] = field(default_factory=list)
@@ -89,134 +95,146 @@ class Splits:
 
 
 def find_splits(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex) -> Splits:
-    "Sorts entries into splits by list, by folder, or into one pile."
+    """Sorts entries into splits by list, by folder, or into a single one."""
     if layout.lists:
         parts = _by_lists(layout, entries, pictures)
     elif any(entry.split for entry in entries):
         parts = _by_folders(entries)
     else:
-        parts = _one_pile(layout, entries)
-    pool = [
-        path
-        for path in pictures.paths.values()
-        if split_of(path, layout.root) == "unlabelled" and not layout.alone
-    ]
-    if not entries and not pool:
-        pool = list(pictures.paths.values())
+        parts = _single_split(layout, entries)
+    pool = _unlabelled_pool(layout, entries, pictures)
     known = {entry.image for entry in parts.entries.get("unlabelled", [])}
     if pool:
-        parts.entries.setdefault("unlabelled", []).extend(
-            ImageEntry(None, path, "unlabelled") for path in pool if path not in known
-        )
-    _mention_bare(layout, entries, parts)
+        added = [ImageEntry(None, path, "unlabelled") for path in pool if path not in known]
+        parts.entries.setdefault("unlabelled", []).extend(added)
+    _note_images_without_labels(layout, entries, parts)
     parts.entries = {split: parts.entries[split] for split in SPLITS if split in parts.entries}
     return parts
 
 
+def _unlabelled_pool(
+    layout: Layout, entries: list[ImageEntry], pictures: PictureIndex
+) -> list[Path]:
+    """Pictures in an unlabelled folder; all pictures where there are no labels at all."""
+    paths = list(pictures.paths.values())
+    pool = []
+    if not layout.alone:
+        pool = [path for path in paths if split_of(path, layout.root) == "unlabelled"]
+    return paths if not entries and not pool else pool
+
+# %% ../../nbs/data/13_splits.ipynb #f99edae6
 def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex) -> Splits:
     parts = Splits({})
-    used = set()
     by_stem = defaultdict(list)
     for entry in entries:
-        by_stem[stem_of(entry.page.key)].append(entry)
+        by_stem[stem_of(entry.labels.key)].append(entry)
+    used = set()
     for split, names in layout.lists.items():
-        chosen, without = [], []
+        chosen, missing = [], []
         for name, where in names:
-            stem = (
-                stem_of(name)
-                if stem_of(name) in by_stem or stem_of(name) in pictures.stems
-                else stem_of(name.split()[0])
-            )
-            found = max(
-                by_stem.get(stem, []),
-                key=lambda entry: canonical(entry.split or "") == canonical(split),
-                default=None,
-            )
-            image = None if found else pictures.find(stem, Path(where), split)
-            if split == "unlabelled" and (image or found):
-                chosen.append(ImageEntry(None, image or found.image, split))
-            elif found:
-                chosen.append(found)
-                used.add(id(found))
-            else:
-                without.append(
-                    Defect(
-                        where,
-                        f"{name} has no label file{'' if image else ' and no picture'}; left out, add an empty label file if it has no object",
-                    )
-                )
-        _add_listed(parts, split, chosen, without)
-    if entries and len(used) < len(entries):
+            entry, defect = _listed_entry(name, where, split, by_stem, pictures)
+            if entry:
+                chosen.append(entry)
+                used.add(id(entry))
+            if defect:
+                missing.append(defect)
+        _add_listed(parts, split, chosen, missing)
+    counts = ", ".join(f"{split} {len(chosen)}" for split, chosen in parts.entries.items())
+    parts.said.insert(0, f"Splits come from the lists in ImageSets: {counts}.")
+    left_out = sum(id(entry) not in used for entry in entries)
+    if left_out:
         parts.said.append(
-            f"{len(entries) - len(used)} labelled images are on no list in ImageSets and are left out."
+            f"{left_out} labelled images are on no list in ImageSets and are left out."
         )
-    parts.said.insert(
-        0,
-        "Splits come from the lists in ImageSets: "
-        + ", ".join(f"{split} {len(chosen)}" for split, chosen in parts.entries.items())
-        + ".",
-    )
     return parts
 
 
-def _add_listed(parts: Splits, split: str, chosen: list[ImageEntry], without: list[Defect]):
-    "A split whose images all lack labels (a benchmark's test set) is left out with one sentence."
+def _listed_entry(
+    name: str,
+    where: str,
+    split: str,
+    by_stem: dict[str, list[ImageEntry]],
+    pictures: PictureIndex,
+) -> tuple[ImageEntry | None, Defect | None]:
+    """The entry that a list calls `name`, or why there is none; `where` is the line of the list."""
+    stem = stem_of(name)
+    if stem not in by_stem and stem not in pictures.stems:
+        stem = stem_of(name.split()[0])
+    found = max(
+        by_stem.get(stem, []),
+        key=lambda entry: canonical(entry.split or "") == canonical(split),
+        default=None,
+    )
+    picture = None if found else pictures.find(stem, Path(where), split)
+    if split == "unlabelled" and (picture or found):
+        return ImageEntry(None, picture or found.image, split), None
+    if found:
+        return found, None
+    lacks = "no label file" if picture else "no label file and no picture"
+    cure = "left out, add an empty label file if it has no object"
+    return None, Defect(where, f"{name} has {lacks}; {cure}")
+
+
+def _add_listed(parts: Splits, split: str, chosen: list[ImageEntry], missing: list[Defect]) -> None:
+    """A split whose images all lack labels (a benchmark's test set) is left out with one sentence."""
     if chosen:
-        parts.entries[split], parts.defects = chosen, parts.defects + without
-    elif without:
+        parts.entries[split] = chosen
+        parts.defects += missing
+    elif missing:
         parts.said.append(
-            f"The list of {split} names {len(without)} images, none of which has labels; {split} is left out."
+            f"The list of {split} names {len(missing)} images, none of which has labels; "
+            f"{split} is left out."
         )
 
-
+# %% ../../nbs/data/13_splits.ipynb #928794b1
 def _by_folders(entries: list[ImageEntry]) -> Splits:
     parts = defaultdict(list)
     for entry in entries:
         parts[entry.split].append(entry)
     outside = parts.pop(None, [])
-    said = [
-        "Splits come from the names of folders or files: "
-        + ", ".join(f"{split} {len(found)}" for split, found in parts.items())
-        + "."
-    ]
+    counts = ", ".join(f"{split} {len(found)}" for split, found in parts.items())
+    said = [f"Splits come from the names of folders or files: {counts}."]
     if outside:
         said.append(f"{len(outside)} labelled images lie outside of every split and are left out.")
     return Splits(dict(parts), said=said)
 
 
-def _one_pile(layout: Layout, entries: list[ImageEntry]) -> Splits:
+def _single_split(layout: Layout, entries: list[ImageEntry]) -> Splits:
+    """All entries as train, or as the split that the folder is called."""
     if not entries:
         return Splits({})
-    own = layout.root.absolute().name.lower()
-    split = own if own in SPLITS and own != "unlabelled" else "train"
-    return Splits(
-        {split: entries},
-        said=[f"No split was found; all {len(entries)} images are taken as {split}."],
-    )
+    folder = layout.root.absolute().name.lower()
+    split = folder if folder in SPLITS and folder != "unlabelled" else "train"
+    said = f"No split was found; all {len(entries)} images are taken as {split}."
+    return Splits({split: entries}, said=[said])
 
 
-def _mention_bare(layout: Layout, entries: list[ImageEntry], parts: Splits):
-    "Pictures without any label file are neither train nor test; they are counted."
+def _note_images_without_labels(layout: Layout, entries: list[ImageEntry], parts: Splits) -> None:
+    """Counts pictures without any label file, which are neither train nor test."""
     if layout.alone or not entries or entries[0].names is not None:
         return
-    used = {entry.image for entry in entries} | {
-        entry.image for entry in parts.entries.get("unlabelled", [])
-    }
+    used = {entry.image for entry in entries}
+    used |= {entry.image for entry in parts.entries.get("unlabelled", [])}
     bare = [path for path in layout.images if path not in used]
     if bare:
         parts.said.append(
-            f"{len(bare)} pictures have no label file and are left out (the first is {bare[0].name})."
+            f"{len(bare)} pictures have no label file and are left out "
+            f"(the first is {bare[0].name})."
         )
 
 # %% ../../nbs/data/13_splits.ipynb #5d839c4a
 def hold_out_tenth(names: list[str]) -> set[str]:
-    "About a tenth of the names (at least one, never all), chosen by hash; versions of one photograph stay together."
+    """About a tenth of the names (at least one, never all), chosen by hash.
+
+    Versions of one photograph stay together.
+    """
     groups = defaultdict(list)
     for name in names:
         groups[name.split(".rf.")[0]].append(name)
     if len(groups) < 2:
         groups = {name: [name] for name in names}
-    chosen, wanted = set(), max(1, round(len(names) / 10))
+    chosen = set()
+    wanted = max(1, round(len(names) / 10))
     for group in sorted(groups, key=lambda group: hashlib.sha256(group.encode()).hexdigest())[
         : len(groups) - 1
     ]:
@@ -227,14 +245,18 @@ def hold_out_tenth(names: list[str]) -> set[str]:
 
 # %% ../../nbs/data/13_splits.ipynb #5e5a1fc0
 def resolve_split(parts: Splits, split: str | None) -> tuple[list[ImageEntry], list[str]]:
-    "Entries of the split that was asked for, derived from others where it is missing, and sentences about that."
+    """Entries of the split that was asked for, and sentences about how they were found.
+
+    A split that is missing is derived from others.
+    """
     have = defaultdict(list)
     for name, entries in parts.entries.items():
         have[canonical(name)] += entries
     labelled = {name: entries for name, entries in have.items() if name != "unlabelled"}
-    split = canonical(split) if split else None
     if split is None:
-        return _distinct([entry for entries in labelled.values() for entry in entries]), []
+        everything = [entry for entries in labelled.values() for entry in entries]
+        return _distinct(everything), []
+    split = canonical(split)
     if split in ("train", "val", "test"):
         return _derived(labelled, split)
     if split == "trainval" and "trainval" not in have:
@@ -243,43 +265,54 @@ def resolve_split(parts: Splits, split: str | None) -> tuple[list[ImageEntry], l
 
 
 def _derived(have: dict[str, list[ImageEntry]], split: str) -> tuple[list[ImageEntry], list[str]]:
-    "train, val or test from what there is."
-    said = []
+    """train, val or test from what there is."""
+    if split == "test" and "test" in have:
+        return have["test"], []
+    train, val, said = _train_and_val(have)
+    if not val and train:
+        train, val, sentence = _hold_out(train)
+        said.append(sentence)
+    if split == "test" and val:
+        said.append("There is no test part; val is scored under test.")
+    return (train if split == "train" else val) or [], said
+
+
+def _train_and_val(
+    have: dict[str, list[ImageEntry]],
+) -> tuple[list[ImageEntry] | None, list[ImageEntry] | None, list[str]]:
+    """train and val, one of them derived from trainval where it is missing, and what was done."""
     train = have.get("train")
     val = have.get("val")
-    if train is None and "trainval" in have:
-        held = {id(entry) for entry in val or []}
-        train = [entry for entry in have["trainval"] if id(entry) not in held]
-        said.append(
-            "There is no train part; trainval" + (" without val" if val else "") + " is taken."
-        )
-        have = {name: entries for name, entries in have.items() if name != "trainval"}
-    if val is None and train and "trainval" in have:
-        held = {id(entry) for entry in train}
-        val = [entry for entry in have["trainval"] if id(entry) not in held]
-        said.append("There is no val part; trainval without train is taken.")
-    if not val and train:
-        aside = hold_out_tenth([_name(entry) for entry in train])
-        val, train = (
-            [e for e in train if _name(e) in aside],
-            [e for e in train if _name(e) not in aside],
-        )
-        if not val:
-            val = train
-        said.append(
-            f"There is no validation part; a tenth of train ({len(val)} of {len(train) + len(aside)} images, by hash of the name) is taken."
-        )
-    test = have.get("test")
-    if test is None and val and split == "test":
-        test = val
-        said.append("There is no test part; val is scored under test.")
-    return {"train": train, "val": val, "test": test}[
-        split
-    ] or [], said if split != "test" or "test" not in have else []
+    if "trainval" not in have:
+        return train, val, []
+    if train is None:
+        said = "There is no train part; trainval" + (" without val" if val else "") + " is taken."
+        return _without(have["trainval"], val or []), val, [said]
+    if val is None and train:
+        said = "There is no val part; trainval without train is taken."
+        return train, _without(have["trainval"], train), [said]
+    return train, val, []
+
+
+def _hold_out(entries: list[ImageEntry]) -> tuple[list[ImageEntry], list[ImageEntry], str]:
+    """A train and a val part of entries, and a sentence about that; a single name serves as both."""
+    aside = hold_out_tenth([_name(entry) for entry in entries])
+    train = [entry for entry in entries if _name(entry) not in aside]
+    val = [entry for entry in entries if _name(entry) in aside] or train
+    said = (
+        f"There is no validation part; a tenth of train ({len(val)} of "
+        f"{len(train) + len(aside)} images, by hash of the name) is taken."
+    )
+    return train, val, said
+
+
+def _without(entries: list[ImageEntry], others: list[ImageEntry]) -> list[ImageEntry]:
+    held = {id(entry) for entry in others}
+    return [entry for entry in entries if id(entry) not in held]
 
 
 def _name(entry: ImageEntry) -> str:
-    return stem_of(entry.page.key)
+    return stem_of(entry.labels.key)
 
 
 def _distinct(entries: list[ImageEntry]) -> list[ImageEntry]:

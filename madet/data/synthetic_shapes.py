@@ -19,7 +19,9 @@ _Q = 14  # bits behind the point of sines and cosines
 
 
 def turn(direction: int) -> tuple[int, int]:
-    "Cosine and sine, in 16384ths, of one of 256 directions, clockwise on the image from the right."
+    """Cosine and sine, in 16384ths, of one of 256 directions, clockwise on the image from the
+    right.
+    """
     quarter, p = divmod(direction % DIRECTIONS, 64)
     whole = 4096 + p * p
     cos = ((4096 - p * p << _Q) + whole // 2) // whole
@@ -28,13 +30,15 @@ def turn(direction: int) -> tuple[int, int]:
 
 
 def radians(direction: int) -> float:
-    "The angle of a direction, for labels."
+    """The angle of a direction, for labels."""
     quarter, p = divmod(direction % DIRECTIONS, 64)
     return quarter * math.pi / 2 + 2 * math.atan2(p, 64)
 
 # %% ../../nbs/data/11_synthetic_shapes.ipynb #1415c508
 def ladder(low: int, high: int) -> list[int]:
-    "Integers from `low` to `high`, each about a 32nd above the one before: evenly chosen, they are even over octaves."
+    """Integers from `low` to `high`, each about a 32nd above the one before: evenly chosen, they
+    are even over octaves.
+    """
     rungs = [low]
     while rungs[-1] < high:
         rungs.append(min(high, rungs[-1] + max(1, rungs[-1] // 32)))
@@ -73,7 +77,9 @@ _RULES = {
 
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray, a: int, b: int) -> np.ndarray:
-    "Which points, int64 `u` and `v` in the frame of a box of half sides `a` and `b`, belong to the shape: bool."
+    """Which points, int64 `u` and `v` in the frame of a box of half sides `a` and `b`, belong to
+    the shape: bool.
+    """
     return _RULES[shape](u, v, a, b)
 
 # %% ../../nbs/data/11_synthetic_shapes.ipynb #106cc4ad
@@ -105,6 +111,9 @@ _CORNERS = {  # in half sides
 
 
 def outline(shape: str, cx: int, cy: int, a: int, b: int, direction: int) -> np.ndarray:
-    "Corners `[N, 2]`, float64 pixels, of a class's shape in a turned box; units of 64ths of a pixel come in."
+    """Corners `[N, 2]`, float64 pixels, of a class's shape in a rotated box.
+
+    Units of 64ths of a pixel come in.
+    """
     (u, v), (cos, sin) = (_CORNERS[shape] * (a, b)).T, (x / 2**_Q for x in turn(direction))
     return np.stack([cx + u * cos - v * sin, cy + u * sin + v * cos], 1) / PIXEL

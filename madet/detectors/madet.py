@@ -1,4 +1,4 @@
-"""The detector in one screen, what each of its parts does alone, and four pictures learnt by heart
+"""MADet's constructor, and what each of its parts (shared offset, two branches, reweighting) does alone.
 
 Docs: https://madet.github.io/madet/detectors/madet.html.md"""
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ..boxes.geometry import Rotated, Upright
 from .dense import backbone_with_fpn
-from .detector import CAFFE, IMAGENET, Detector
+from .detector import Detector, pixels_for
 from ..heads.madet import madet_head
 
 # %% ../../nbs/detectors/02_madet.ipynb #42ef4a8f
@@ -26,17 +26,16 @@ def madet_detector(
     channels: int | None = None,
     **head,
 ) -> Detector:
-    """MADet (Xie et al., TPAMI 2023): R50 1x on COCO val 42.2 AP, test-dev 42.5 (README of the code), 1333x800, batch 16, SGD .01, 12 epochs.
+    """MADet (Xie et al., TPAMI 2023): R50 1x on COCO val 42.2 AP, test-dev 42.5 (README of the code).
 
-    Extra pyramid levels grow from the last one. `head` options: see `madet_head`. Over rotated boxes: a composition of ours."""
+    Trained at 1333x800, batch 16, SGD .01, 12 epochs. Extra pyramid levels grow from the last one. `head` options: see
+    `madet_head`. Over rotated boxes: a composition of ours."""
     body, neck = backbone_with_fpn(backbone, weights, style, extra="on_output", channels=channels)
     width = neck.channels[0]
-    depth = (2 if width <= 64 else 4) - bool(head.get("interaction", "shared"))
-    return Detector(
-        body,
-        neck,
-        madet_head(
-            num_classes, width, boxes=boxes, strides=tuple(neck.strides), **dict(depth=depth) | head
-        ),
-        CAFFE if style == "caffe" else IMAGENET,
+    towers = 2 if width <= 64 else 4
+    # the shared offset takes the place of a tower's last convolution
+    defaults = dict(depth=towers - bool(head.get("interaction", "shared")))
+    head = madet_head(
+        num_classes, width, boxes=boxes, strides=tuple(neck.strides), **defaults | head
     )
+    return Detector(body, neck, head, pixels_for(style))

@@ -1,4 +1,4 @@
-"""One square a place, adaptive positives, centerness; and the experiment that ties anchors and points together
+"""ATSS's head: one square anchor a place, adaptive assignment, GIoU weighted by centerness
 
 Docs: https://madet.github.io/madet/heads/atss.html.md"""
 
@@ -11,12 +11,14 @@ __all__ = ['atss_head']
 from collections.abc import Callable
 from functools import partial
 
+from torch import Tensor
+
+from ..assigners import center_inside
 from ..assigners.atss import atss
-from ..assigners.center_inside import require_center_inside
 from ..boxes.geometry import Rotated, Upright
+from .anchors import make_anchor_grid, make_box_coder
 from .dense import OVERLAP_LOSSES, DenseHead, loss_config
 from .detect import PostprocessConfig
-from .retinanet import make_anchor_grid, make_box_coder
 
 # %% ../../nbs/heads/06_atss.ipynb #21e4159c
 def atss_head(
@@ -27,35 +29,31 @@ def atss_head(
     strides: tuple[int, ...] = (8, 16, 32, 64, 128),
     anchors_per_location: int = 1,
     anchor_size: float = 8.0,  # strides
-    anchor_angles: int = 0,  # 0: upright anchors; else turned copies a place, as rotated boxes
-    stds: tuple[float, ...] = (
-        0.1,
-        0.1,
-        0.2,
-        0.2,
-        0.1,
-    ),  # of regressed shifts, log-scales and angle
+    anchor_angles: int = 0,  # 0: upright anchors; else rotated copies a place, as rotated boxes
+    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2, 0.1),  # of shifts, log-scales and angle
     topk: int = 9,  # nearest places of each level
     start: str = "box",  # box or point
-    assign: Callable | None = None,  # None: ATSS
-    require_center_inside: bool = False,  # positives must have their centre in the truth, whatever the rule
-    match_on: str = "rotated",  # match truths as rotated boxes, or by their enclosing upright boxes: horizontal
+    assign: Callable[..., Tensor] | None = None,  # None: ATSS
+    require_center_inside: bool = False,  # positives have their center in the truth, whatever the rule
+    match_on: str = "rotated",  # or horizontal: match truths by their enclosing upright boxes
     box_loss: str = "giou",  # see losses.rotated; giou is 1 - IoU for rotated boxes
     box_weight: float | None = None,  # None: 2 for an overlap, else the loss's usual weight
-    centerness_in: str = "box",  # centerness in the box or in its hull
+    centerness_in: str = "box",  # or horizontal: in the enclosing upright box
     centerness: bool = True,  # the branch, and the weight of box losses
     scales: bool = True,  # a learnable factor a level
     depth: int = 4,  # convolutions of a tower
     norm: str | None = "gn",  # gn: GroupNorm; None: biases
-    interaction: str | None = None,  # MADet's joint look of both towers: shared, separate or None
+    interaction: str | None = None,  # MADet's deformable convolution: shared, separate or None
     postprocess: PostprocessConfig = PostprocessConfig(),
-) -> DenseHead:  # what reaches the list of detections
-    """ATSS's answers (Zhang et al., CVPR 2020; MMDetection 3.3 in the details).
+) -> DenseHead:
+    """ATSS's head (Zhang et al., CVPR 2020; MMDetection 3.3 in the details).
 
-    With `assign=max_iou` and the options switched one by one this is also every line of the paper's table 1, which walks
-    from RetinaNet to FCOS's habits."""
+    With `assign=max_iou` and the options switched one by one this is also every line of the paper's table 1, which
+    walks from RetinaNet to FCOS."""
     places = anchors_per_location * max(1, anchor_angles)
     rule = assign or partial(atss, topk=topk, per_location=places)
+    if require_center_inside:
+        rule = partial(center_inside.require_center_inside, rule)
     weight = 2.0 if box_weight is None and box_loss in OVERLAP_LOSSES else box_weight
     return DenseHead(
         num_classes,
@@ -70,7 +68,7 @@ def atss_head(
         ),
         grid=make_anchor_grid(anchors_per_location, strides, anchor_size, angles=anchor_angles),
         coder=make_box_coder(start, boxes, stds, priors=boxes if anchor_angles else Upright()),
-        assign=partial(require_center_inside, rule) if require_center_inside else rule,
+        assign=rule,
         match_on=match_on,
         centerness_in=centerness_in,
         postprocess=postprocess,

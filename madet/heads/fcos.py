@@ -1,4 +1,4 @@
-"""Points instead of anchors, distances instead of deltas, and a branch that knows its own place
+"""FCOS's head: one point a place, regression of four distances, and a centerness branch
 
 Docs: https://madet.github.io/madet/heads/fcos.html.md"""
 
@@ -11,11 +11,13 @@ __all__ = ['fcos_head']
 from collections.abc import Callable
 from functools import partial
 
+from torch import Tensor
+
 from ..assigners.fcos import fcos
 from ..boxes.geometry import Rotated, Upright
+from .anchors import make_anchor_grid, make_box_coder
 from .dense import DenseHead, loss_config
 from .detect import PostprocessConfig
-from .retinanet import make_anchor_grid, make_box_coder
 
 # %% ../../nbs/heads/05_fcos.ipynb #f5f32d2f
 def fcos_head(
@@ -25,25 +27,28 @@ def fcos_head(
     boxes: Upright | Rotated = Upright(),  # kind of box that is predicted
     strides: tuple[int, ...] = (8, 16, 32, 64, 128),
     anchors_per_location: int = 1,
-    anchor_size: float = 8.0,  # strides; the anchor matters only where regression starts at a box
-    anchor_angles: int = 0,  # 0: upright anchors; else turned copies a place, as rotated boxes
+    anchor_size: float = 8.0,  # strides; matters only where regression starts at a box
+    anchor_angles: int = 0,  # 0: upright anchors; else rotated copies a place, as rotated boxes
     start: str = "point",  # box or point
-    assign: Callable | None = None,  # None: inside, near the centre, by size
+    assign: Callable[..., Tensor] | None = None,  # None: inside, near the center, by size
     center_radius: float = 1.5,  # strides; 0: anywhere inside
     half_stride: bool = True,  # points in the middle of cells, else on their corners
     activation: str = "exp",  # of distances: exp, or relu as in torchvision
     scales: bool = True,  # a learnable factor a level
-    by_centerness: bool = True,  # weigh box losses by centerness
-    match_on: str = "rotated",  # match truths as rotated boxes, or by their enclosing upright boxes: horizontal
-    centerness_in: str = "box",  # centerness in the box or in its hull
+    by_centerness: bool = True,  # weight box losses by centerness
+    match_on: str = "rotated",  # or horizontal: match truths by their enclosing upright boxes
+    centerness_in: str = "box",  # or horizontal: in the enclosing upright box
     box_loss: str = "giou",  # see losses.rotated; giou is 1 - IoU for rotated boxes
     box_weight: float | None = None,  # None: the loss's usual weight
     depth: int = 4,  # convolutions of a tower
     norm: str | None = "gn",  # gn: GroupNorm; None: biases
-    interaction: str | None = None,  # MADet's joint look of both towers: shared, separate or None
+    interaction: str | None = None,  # MADet's deformable convolution: shared, separate or None
     postprocess: PostprocessConfig = PostprocessConfig(rank_by_quality=True, sqrt_score=True),
-) -> DenseHead:  # what reaches the list of detections
-    "FCOS's answers (Tian et al., ICCV 2019, with the improvements of TPAMI 2020: centre sampling, GIoU, centerness beside the box)."
+) -> DenseHead:
+    """FCOS's head (Tian et al., ICCV 2019), with the improvements of TPAMI 2020.
+
+    Those are center sampling, GIoU, and centerness on the regression tower."""
+    offset = 0.5 if half_stride else 0.0
     return DenseHead(
         num_classes,
         channels,
@@ -53,11 +58,7 @@ def fcos_head(
         quality=True,
         scales=scales,
         grid=make_anchor_grid(
-            anchors_per_location,
-            strides,
-            anchor_size,
-            0.5 if half_stride else 0.0,
-            angles=anchor_angles,
+            anchors_per_location, strides, anchor_size, offset, angles=anchor_angles
         ),
         coder=make_box_coder(
             start,

@@ -1,4 +1,4 @@
-"""From images with truths to one label and one box for every prior
+"""Training targets of a padded batch: a class label for every prior, and the truth box of every positive
 
 Docs: https://madet.github.io/madet/heads/targets.html.md"""
 
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..assigners.max_iou import IGNORED
-from ..assigners.madet import ask
+from ..assigners.max_iou import IGNORED, PriorPredictions
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.priors import Priors
 
@@ -27,70 +26,65 @@ def common_geometry(
     box_geometry: Upright | Rotated,
     match_on: str = "rotated",
 ) -> tuple[Priors, Tensor, Upright | Rotated]:
-    "Priors and truths `[G, dim]` in one common geometry, and that geometry; `match_on` is rotated or horizontal."
+    "Priors and truths `[G, dim]` in one geometry, and that geometry; `match_on` is rotated or horizontal."
     if match_on == "horizontal":
-        return (
-            priors.to(prior_geometry.enclosing_upright(priors.boxes)),
-            box_geometry.enclosing_upright(truths),
-            Upright(),
-        )
-    if prior_geometry.dim == box_geometry.dim:
-        return priors, truths, box_geometry
-    return (
-        priors.to(box_geometry.from_upright(prior_geometry.enclosing_upright(priors.boxes))),
-        truths,
-        box_geometry,
-    )
+        upright_priors = priors.to(prior_geometry.enclosing_upright(priors.boxes))
+        return upright_priors, box_geometry.enclosing_upright(truths), Upright()
+    if prior_geometry.dim != box_geometry.dim:
+        upright = prior_geometry.enclosing_upright(priors.boxes)
+        priors = priors.to(box_geometry.from_upright(upright))
+    return priors, truths, box_geometry
 
 # %% ../../nbs/heads/01_targets.ipynb #5f09e2a6
 def assign_image(
     priors: Priors,
     on_image: Tensor | None,
     target: dict,
-    assign: Callable,
+    assign: Callable[..., Tensor],
     prior_geometry: Upright | Rotated,
     box_geometry: Upright | Rotated,
     match_on: str = "rotated",
     logits: Tensor | None = None,
 ) -> Tensor:
-    """What every prior of one image is: int64 `[A]`, the index of a truth in `target["boxes"]`, -1 background, -2 ignored.
+    """Assign the priors of one image: int64 `[A]`, the index of a truth in `target["boxes"]`, -1 background, -2 ignored.
 
-    Priors that are not `on_image` (bool `[A]`, None: all are) answer -2. Truths flagged in `target["ignore"]` are handed to
-    `assign(priors, truths, geometry, ignored=...)` apart, as regions nobody is asked about. A rule that looks at predictions
-    gets the class `logits` `[A, C]` of the priors too."""
-    boxes = target["boxes"]
-    ignore = target.get("ignore")
-    ignore = (
-        torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-        if ignore is None
-        else ignore.bool()
-    )
+    Priors that are not `on_image` (bool `[A]`, None: all are) get -2. Truths flagged in `target["ignore"]` are given to
+    `assign` as ignored regions. Class `logits` `[A, C]` reach it as predictions, with `target["labels"]` of the truths."""
+    boxes, labels = target["boxes"], target["labels"]
+    ignore = _flagged(target)
     whole = on_image is None or bool(on_image.all())
-    some, truths, geometry = common_geometry(
-        priors if whole else priors.select(on_image), boxes, prior_geometry, box_geometry, match_on
-    )
-    seen = logits if whole or logits is None else logits[on_image]
-    found = ask(
-        assign,
-        some,
-        truths[~ignore],
-        geometry,
-        ignored=truths[ignore],
-        logits=seen,
-        labels=target["labels"][~ignore],
-    )
-    if bool(ignore.any()):
-        numbers = (~ignore).nonzero()[:, 0]
-        found = torch.where(
-            found >= 0, numbers[found.clamp(min=0)] if len(numbers) else found, found
-        )
+    if not whole:
+        priors = priors.select(on_image)
+        logits = None if logits is None else logits[on_image]
+    some, truths, geometry = common_geometry(priors, boxes, prior_geometry, box_geometry, match_on)
+    predictions = None if logits is None else PriorPredictions(logits, labels[~ignore])
+    found = assign(some, truths[~ignore], geometry, ignored=truths[ignore], predictions=predictions)
+    found = _renumber(found, ignore)
     if whole:
         return found
     return torch.full_like(on_image, IGNORED, dtype=torch.int64).masked_scatter_(on_image, found)
 
+
+def _flagged(target: dict) -> Tensor:
+    "Which truths are flagged `ignore`, bool `[G]`."
+    ignore = target.get("ignore")
+    if ignore is not None:
+        return ignore.bool()
+    return torch.zeros(len(target["boxes"]), dtype=torch.bool, device=target["boxes"].device)
+
+
+def _renumber(found: Tensor, ignore: Tensor) -> Tensor:
+    "Indices among the truths that are not ignored become indices among all."
+    kept = (~ignore).nonzero()[:, 0]
+    if len(kept) in (0, len(ignore)):
+        return found
+    return torch.where(found >= 0, kept[found.clamp(min=0)], found)
+
 # %% ../../nbs/heads/01_targets.ipynb #60547648
 def centerness(points: Tensor, boxes: Tensor, geometry: Upright | Rotated = Upright()) -> Tensor:
-    "How central `points` `[..., 2]` are in `boxes` `[..., dim]`: 1 in the middle, 0 on a side or outside (FCOS eq. 3)."
+    """Centerness `[...]` of `points` `[..., 2]` in `boxes` `[..., dim]`, pixels: 1 in the middle, 0 on a side or outside.
+
+    Source: Tian et al., ICCV 2019, eq. 3."""
     sides = geometry.side_distances(points, boxes).clamp(min=0)
     low, high = sides.unflatten(-1, (2, 2)).aminmax(dim=-2)
     return (low / high.clamp(min=1e-12)).prod(-1).sqrt()
@@ -98,9 +92,9 @@ def centerness(points: Tensor, boxes: Tensor, geometry: Upright | Rotated = Upri
 # %% ../../nbs/heads/01_targets.ipynb #b6081c87
 @dataclass
 class Targets:
-    "What a dense head is asked to predict; the P positives are listed in the order image, prior."
+    "Training targets of a dense head; the P positives are listed in the order image, prior."
 
-    matched: Tensor  # [B, A] int64: index of a truth of the image, -1 background, -2 not asked
+    matched: Tensor  # [B, A] int64: index of a truth of the image, -1 background, -2 ignored
     labels: Tensor  # [B, A] int64: class, C for background
     valid: Tensor  # [B, A] bool: takes part in the class loss
     image: Tensor  # [P] int64
@@ -109,37 +103,35 @@ class Targets:
     positives: Tensor  # [B] positives of each image
 
 
+@torch.no_grad()
 def dense_targets(
     priors: Priors,
     flags: list[Tensor | None],
     targets: list[dict],
     num_classes: int,
-    assign: Callable,
+    assign: Callable[..., Tensor],
     prior_geometry: Upright | Rotated,
     box_geometry: Upright | Rotated,
     match_on: str = "rotated",
     logits: Tensor | None = None,
 ) -> Targets:
-    """Assign every image of a batch; `flags` say which priors lie on each image, `targets` are dicts with boxes, labels and maybe
-    ignore; `logits` `[B, A, C]` are for rules that look at predictions."""
-    with torch.no_grad():
-        seen = [None] * len(targets) if logits is None else logits
-        matched = torch.stack(
-            [
-                assign_image(
-                    priors, flag, target, assign, prior_geometry, box_geometry, match_on, view
-                )
-                for flag, target, view in zip(flags, targets, seen, strict=True)
-            ]
-        )
-        image, prior = (matched >= 0).nonzero(as_tuple=True)
-        labels = torch.full_like(matched, num_classes)
-        boxes = priors.boxes.new_zeros(len(image), box_geometry.dim)
-        for i, target in enumerate(targets):
-            here = image == i
-            which = matched[i, prior[here]]
-            boxes[here] = target["boxes"][which]
-            labels[i, prior[here]] = target["labels"][which]
-        return Targets(
-            matched, labels, matched != IGNORED, image, prior, boxes, (matched >= 0).sum(1)
-        )
+    """Assign every image of a batch.
+
+    `flags` say which priors lie on each image (bool `[A]`, None: all), `targets` are dicts with boxes `[G, dim]`,
+    labels `[G]` and maybe ignore `[G]`; class `logits` `[B, A, C]` are for assigners that look at predictions."""
+    rows = []
+    seen = [None] * len(targets) if logits is None else logits
+    for flag, target, view in zip(flags, targets, seen, strict=True):
+        one = (priors, flag, target, assign, prior_geometry, box_geometry, match_on, view)
+        rows.append(assign_image(*one))
+    matched = torch.stack(rows)
+    image, prior = (matched >= 0).nonzero(as_tuple=True)
+    labels = torch.full_like(matched, num_classes)
+    boxes = priors.boxes.new_zeros(len(image), box_geometry.dim)
+    for i, target in enumerate(targets):
+        here = image == i
+        which = matched[i, prior[here]]
+        boxes[here] = target["boxes"][which]
+        labels[i, prior[here]] = target["labels"][which]
+    positives = (matched >= 0).sum(1)
+    return Targets(matched, labels, matched != IGNORED, image, prior, boxes, positives)

@@ -1,4 +1,4 @@
-"""GWD, KLD and their relatives, KFIoU and ProbIoU - a box as a cloud with a centre and a spread, and what two clouds say about each other
+"""GWD, KLD, ProbIoU and KFIoU: losses that compare rotated boxes as Gaussian distributions
 
 Docs: https://madet.github.io/madet/losses/gaussian.html.md"""
 
@@ -10,20 +10,24 @@ __all__ = ['FLOOR', 'SIDES', 'gaussians', 'gwd_loss', 'kld_loss', 'jd_loss', 'kl
 
 # %% ../../nbs/losses/04_gaussian.ipynb #fd125bcd
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..boxes.errors import BadInput
-from .boxes import smooth_l1_loss
+from .boxes import Encoded, smooth_l1_loss
 from .reduce import at_least_float32
 
 # %% ../../nbs/losses/04_gaussian.ipynb #b77f3bec
 def gaussians(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    "Means `[..., 2]` and covariances `[..., 2, 2]`, pixels and square pixels, of boxes `[..., 5]`: standard deviations are half the sides."
+    """Means `[..., 2]` in pixels and covariances `[..., 2, 2]` in square pixels of boxes `[..., 5]` cxcywhr.
+
+    Standard deviations are half the sides."""
     cos, sin = boxes[..., 4].cos(), boxes[..., 4].sin()
-    turn = torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))
-    return boxes[..., :2], (turn * (boxes[..., None, 2:4] / 2).square()) @ turn.mT
+    rotation = torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))
+    variances = (boxes[..., None, 2:4] / 2).square()
+    return boxes[..., :2], (rotation * variances) @ rotation.mT
 
 # %% ../../nbs/losses/04_gaussian.ipynb #664c00d9
 FLOOR = 1e-7  # of what stands under a root whose slope would be infinite at 0
@@ -31,20 +35,23 @@ SIDES = (1e-7, 1e7)  # pixels; shorter and longer sides count as these
 
 
 class _Pair:
-    "What two boxes `[..., 5]` are to each other, long sides first; pixels."
+    "Two boxes `[..., 5]` in each other's frame, long sides first; pixels, small letters: the prediction."
 
     def __init__(self, pred: Tensor, target: Tensor):
         if pred.shape[-1] != 5 or target.shape[-1] != 5:
             raise BadInput(
-                f"boxes of {pred.shape[-1]} and {target.shape[-1]} numbers have no angle to compare; hand over cxcywhr boxes (Rotated().from_upright makes them)."
+                f"boxes of {pred.shape[-1]} and {target.shape[-1]} numbers have no angle to compare; "
+                "hand over cxcywhr boxes (Rotated().from_upright makes them)."
             )
         pred, target = _double(pred), _double(target)
-        self.w, self.h, a = _long_first(pred)  # of the prediction
-        self.W, self.H, b = _long_first(target)  # of the target
+        self.w, self.h, a = _long_side_first(pred)
+        self.W, self.H, b = _long_side_first(target)
         self.offset = pred[..., :2] - target[..., :2]
-        self.in_pred = _seen(self.offset, a)
-        self.in_target = _seen(self.offset, b)
-        self.turn = (a - b).sin().square() * _spread(self.w, self.h) * _spread(self.W, self.H)
+        self.in_pred = _in_frame(self.offset, a)
+        self.in_target = _in_frame(self.offset, b)
+        eccentricity = _difference_of_squares(self.w, self.h)
+        eccentricity_of_target = _difference_of_squares(self.W, self.H)
+        self.turn = (a - b).sin().square() * eccentricity * eccentricity_of_target
         self.areas = self.w * self.h, self.W * self.H
 
 
@@ -52,30 +59,27 @@ def _double(boxes: Tensor) -> Tensor:
     return at_least_float32(boxes) if boxes.device.type == "mps" else boxes.double()
 
 
-def _long_first(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _long_side_first(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "Long side, short side and the angle of the long one."
     width, height = boxes[..., 2].clamp(*SIDES), boxes[..., 3].clamp(*SIDES)
     tall = width < height
-    return (
-        torch.where(tall, height, width),
-        torch.where(tall, width, height),
-        boxes[..., 4] + tall * (math.pi / 2),
-    )
+    long, short = torch.where(tall, height, width), torch.where(tall, width, height)
+    return long, short, boxes[..., 4] + tall * (math.pi / 2)
 
 
-def _seen(offset: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+def _in_frame(offset: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     "An offset along and across a direction."
     x, y = offset.unbind(-1)
     cos, sin = angle.cos(), angle.sin()
     return x * cos + y * sin, y * cos - x * sin
 
 
-def _spread(long: Tensor, short: Tensor) -> Tensor:
+def _difference_of_squares(long: Tensor, short: Tensor) -> Tensor:
     return (long - short) * (long + short)
 
 # %% ../../nbs/losses/04_gaussian.ipynb #86478ae4
-def _bent(distance: Tensor, fun: str, tau: float) -> Tensor:
-    "The loss that a distance amounts to."
+def _compress(distance: Tensor, fun: str, tau: float) -> Tensor:
+    "The loss of a distance."
     if fun == "log1p":
         distance = distance.log1p()
     elif fun == "sqrt":
@@ -86,14 +90,14 @@ def _bent(distance: Tensor, fun: str, tau: float) -> Tensor:
 
 # %% ../../nbs/losses/04_gaussian.ipynb #dd59cb68
 def _wasserstein(pair: _Pair, alpha: float) -> Tensor:
-    "Square of the distance, square pixels."
+    "Square of the Wasserstein distance, square pixels; `alpha` weighs shape against center."
     aligned = pair.w * pair.W + pair.h * pair.H
     turned = 2 * pair.turn / (aligned + (aligned.square() - pair.turn).clamp(min=1e-30).sqrt())
     shape = ((pair.w - pair.W).square() + (pair.h - pair.H).square() + turned) / 4
     return pair.offset.square().sum(-1) + alpha**2 * shape
 
 
-def _fourth_root(pair: _Pair) -> Tensor:
+def _mean_half_side(pair: _Pair) -> Tensor:
     "Geometric mean of the four half sides, in pixels."
     return (pair.areas[0] * pair.areas[1] / 16).clamp(min=FLOOR**0.5).pow(0.25)
 
@@ -105,40 +109,72 @@ def gwd_loss(
     tau: float = 0.0,
     alpha: float = 1.0,
     normalize: bool = True,
+    *,
+    encoded: Encoded | None = None,
 ) -> Tensor:
-    "Gaussian Wasserstein distance (Yang et al., ICML 2021), `[P, 5]` twice to `[P]`; defaults as in MMRotate, whose weight is 5. `alpha` weighs shape against centre."
+    """Gaussian Wasserstein distance loss (Yang et al., ICML 2021), `[P, 5]` twice to `[P]`.
+
+    Defaults as in MMRotate, whose weight is 5; `alpha` weighs shape against center. Raises BadInput for upright boxes
+    and for a `fun` other than log1p, sqrt and none."""
     pair = _Pair(pred, target)
     distance = _wasserstein(pair, alpha).clamp(min=FLOOR).sqrt()
     if normalize:
-        distance = distance / (2 * _fourth_root(pair))
-    return _bent(distance, fun, tau).to(at_least_float32(pred).dtype)
+        distance = distance / (2 * _mean_half_side(pair))
+    return _compress(distance, fun, tau).to(at_least_float32(pred).dtype)
 
 # %% ../../nbs/losses/04_gaussian.ipynb #d4869fdc
-def _stretch(side: Tensor, other: Tensor) -> Tensor:
+def _side_divergence(side: Tensor, other: Tensor) -> Tensor:
     "r^2 - 1 - ln r^2 for the ratio r of two sides."
     log = 2 * (side / other).log()
     return log.expm1() - log
 
 
 def _divergence(pair: _Pair, alpha: float) -> tuple[Tensor, Tensor]:
-    "The divergence, and the one with the roles exchanged."
-    along = _stretch(pair.W, pair.w), _stretch(pair.w, pair.W)
-    across = _stretch(pair.H, pair.h), _stretch(pair.h, pair.H)
-    frames = (pair.in_pred, pair.w, pair.h), (pair.in_target, pair.W, pair.H)
-    center = [2 * ((u / long).square() + (v / short).square()) for (u, v), long, short in frames]
-    return tuple(
-        center[i] / alpha**2 + (along[i] + across[i] + pair.turn / pair.areas[i].square()) / 2
-        for i in (0, 1)
+    "The Kullback-Leibler divergence, and the one with the roles exchanged."
+    return (
+        _one_divergence(pair, pair.in_pred, (pair.w, pair.h), (pair.W, pair.H), alpha),
+        _one_divergence(pair, pair.in_target, (pair.W, pair.H), (pair.w, pair.h), alpha),
     )
 
 
-def _diverging(
-    pred: Tensor, target: Tensor, choose, fun: str, tau: float, alpha: float, sqrt: bool
+def _one_divergence(
+    pair: _Pair,
+    offset: tuple[Tensor, Tensor],
+    sides: tuple[Tensor, Tensor],
+    others: tuple[Tensor, Tensor],
+    alpha: float,
 ) -> Tensor:
+    "Divergence in units of the box with `sides` (long, short), in whose frame `offset` is."
+    (u, v), (long, short) = offset, sides
+    center = 2 * ((u / long).square() + (v / short).square())
+    along = _side_divergence(others[0], long)
+    across = _side_divergence(others[1], short)
+    turn = pair.turn / (long * short).square()
+    return center / alpha**2 + (along + across + turn) / 2
+
+
+def _divergence_loss(
+    pred: Tensor,
+    target: Tensor,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    fun: str,
+    tau: float,
+    alpha: float,
+    sqrt: bool,
+) -> Tensor:
+    "The loss of what `choose` makes of both directions."
     distance = choose(*_divergence(_Pair(pred, target), alpha))
     if sqrt:
         distance = distance.clamp(min=FLOOR).sqrt()
-    return _bent(distance, fun, tau).to(at_least_float32(pred).dtype)
+    return _compress(distance, fun, tau).to(at_least_float32(pred).dtype)
+
+
+def _forward_only(there: Tensor, back: Tensor) -> Tensor:
+    return there
+
+
+def _mean(there: Tensor, back: Tensor) -> Tensor:
+    return (there + back) / 2
 
 
 def kld_loss(
@@ -148,9 +184,13 @@ def kld_loss(
     tau: float = 1.0,
     alpha: float = 1.0,
     sqrt: bool = True,
+    *,
+    encoded: Encoded | None = None,
 ) -> Tensor:
-    "Kullback-Leibler divergence of the target from the prediction (Yang et al., NeurIPS 2021), `[P, 5]` twice to `[P]`. MMRotate trains with `sqrt=False` and weight 5.5."
-    return _diverging(pred, target, lambda there, back: there, fun, tau, alpha, sqrt)
+    """Kullback-Leibler divergence of the target from the prediction, `[P, 5]` twice to `[P]`.
+
+    Source: Yang et al., NeurIPS 2021. MMRotate trains with `sqrt=False` and weight 5.5. Raises as `gwd_loss`."""
+    return _divergence_loss(pred, target, _forward_only, fun, tau, alpha, sqrt)
 
 
 def jd_loss(
@@ -160,9 +200,11 @@ def jd_loss(
     tau: float = 1.0,
     alpha: float = 1.0,
     sqrt: bool = True,
+    *,
+    encoded: Encoded | None = None,
 ) -> Tensor:
     "Jeffreys divergence, the mean of both directions; `[P, 5]` twice to `[P]`."
-    return _diverging(pred, target, lambda there, back: (there + back) / 2, fun, tau, alpha, sqrt)
+    return _divergence_loss(pred, target, _mean, fun, tau, alpha, sqrt)
 
 
 def kld_symmax_loss(
@@ -172,9 +214,11 @@ def kld_symmax_loss(
     tau: float = 1.0,
     alpha: float = 1.0,
     sqrt: bool = True,
+    *,
+    encoded: Encoded | None = None,
 ) -> Tensor:
     "The larger of both directions; `[P, 5]` twice to `[P]`."
-    return _diverging(pred, target, torch.maximum, fun, tau, alpha, sqrt)
+    return _divergence_loss(pred, target, torch.maximum, fun, tau, alpha, sqrt)
 
 
 def kld_symmin_loss(
@@ -184,9 +228,11 @@ def kld_symmin_loss(
     tau: float = 1.0,
     alpha: float = 1.0,
     sqrt: bool = True,
+    *,
+    encoded: Encoded | None = None,
 ) -> Tensor:
     "The smaller of both directions; `[P, 5]` twice to `[P]`."
-    return _diverging(pred, target, torch.minimum, fun, tau, alpha, sqrt)
+    return _divergence_loss(pred, target, torch.minimum, fun, tau, alpha, sqrt)
 
 # %% ../../nbs/losses/04_gaussian.ipynb #821b6457
 def _joint(pair: _Pair) -> Tensor:
@@ -194,48 +240,61 @@ def _joint(pair: _Pair) -> Tensor:
     return (pair.w.square() + pair.W.square()) * (pair.h.square() + pair.H.square()) + pair.turn
 
 
+def _relative_square(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).square() / (2 * x * y)
+
+
 def _bhattacharyya(pair: _Pair, variance: float) -> Tensor:
-    "The distance for clouds whose variance is side^2 times `variance`."
+    "The Bhattacharyya distance of Gaussians whose variance is side^2 times `variance`."
     (u, v), (U, V) = pair.in_pred, pair.in_target
-    apart = (
-        (u * pair.h).square()
-        + (v * pair.w).square()
-        + (U * pair.H).square()
-        + (V * pair.W).square()
-    )
-    long, short = ((x - y).square() / (2 * x * y) for x, y in ((pair.w, pair.W), (pair.h, pair.H)))
+    apart = (u * pair.h).square() + (v * pair.w).square()
+    apart = apart + (U * pair.H).square() + (V * pair.W).square()
+    long, short = _relative_square(pair.w, pair.W), _relative_square(pair.h, pair.H)
     swell = long + short + long * short + pair.turn / (4 * pair.areas[0] * pair.areas[1])
     return apart / _joint(pair) / (4 * variance) + swell.log1p() / 2
 
 
-def probiou_loss(pred: Tensor, target: Tensor, mode: str = "l1") -> Tensor:
-    "ProbIoU (Llerena et al., 2021), `[P, 5]` twice to `[P]`: `l1` the Hellinger distance in 0..1, `l2` the Bhattacharyya distance."
+def probiou_loss(
+    pred: Tensor, target: Tensor, mode: str = "l1", *, encoded: Encoded | None = None
+) -> Tensor:
+    """ProbIoU (Llerena et al., 2021), `[P, 5]` twice to `[P]`.
+
+    `l1` is the Hellinger distance in 0..1, `l2` the Bhattacharyya distance. Raises BadInput for another mode."""
     distance = _bhattacharyya(_Pair(pred, target), 1 / 12)
     if mode not in ("l1", "l2"):
         raise BadInput(f"{mode!r} is no mode of ProbIoU; choose l1 or l2.")
-    loss = (-(-distance).expm1()).clamp(min=FLOOR).sqrt() if mode == "l1" else distance
-    return loss.to(at_least_float32(pred).dtype)
+    if mode == "l1":
+        distance = (-(-distance).expm1()).clamp(min=FLOOR).sqrt()
+    return distance.to(at_least_float32(pred).dtype)
 
 # %% ../../nbs/losses/04_gaussian.ipynb #5a51f903
 def kfiou(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
-    "Overlap of the shapes of boxes wherever their centres lie, `[P, 5]` twice to `[P]` in 0..1/3."
+    "Overlap of the shapes of boxes wherever their centers lie, `[P, 5]` twice to `[P]` in 0..1/3."
     pair = _Pair(pred, target)
     shared = pair.areas[0] * pair.areas[1] / _joint(pair).sqrt()
-    return (shared / (pair.areas[0] + pair.areas[1] - shared + eps)).to(
-        at_least_float32(pred).dtype
-    )
+    union = pair.areas[0] + pair.areas[1] - shared
+    return (shared / (union + eps)).to(at_least_float32(pred).dtype)
 
 
 def kfiou_loss(
     pred: Tensor,
     target: Tensor,
     *,
-    encoded: tuple[Tensor, Tensor],  # regressed and wanted deltas, [P, 2 or more]: dx, dy first
-    fun: str = "none",  # none: 1 - KFIoU; ln: -ln KFIoU; exp: e^(1 - KFIoU) - 1
-    beta: float = 1 / 9,  # of the smooth L1 on the centre
+    encoded: Encoded | None = None,
+    fun: str = "none",
+    beta: float = 1 / 9,
     eps: float = 1e-6,
 ) -> Tensor:
-    "KFIoU of decoded boxes plus smooth L1 of encoded centres (Yang et al., ICLR 2023), `[P, 5]` twice to `[P]`; MMRotate's weight is 5."
+    """KFIoU of decoded boxes plus smooth L1 (`beta`) of encoded centers, `[P, 5]` twice to `[P]`; MMRotate's weight is 5.
+
+    `encoded`: regressed values and encoded target, `[P, 2 or more]`, dx and dy first. `fun`: `none` 1 - KFIoU, `ln`
+    -ln KFIoU, `exp` e^(1 - KFIoU) - 1. Source: Yang et al., ICLR 2023. Raises BadInput without `encoded`, and for
+    another `fun`."""
+    if encoded is None:
+        raise BadInput(
+            "KFIoU compares centers as regressed; "
+            "hand over encoded=(regressed values, encoded target)."
+        )
     overlap = kfiou(pred, target, eps)
     if fun == "none":
         shape = 1 - overlap
@@ -245,38 +304,60 @@ def kfiou_loss(
         shape = (1 - overlap).expm1()
     else:
         raise BadInput(f"{fun!r} is no form of KFIoU; choose none, ln or exp.")
-    return (smooth_l1_loss(encoded[0][..., :2], encoded[1][..., :2], beta).sum(-1) + shape).clamp(
-        min=0
-    )
+    regressed, wanted = encoded
+    center = smooth_l1_loss(regressed[..., :2], wanted[..., :2], beta).sum(-1)
+    return (center + shape).clamp(min=0)
 
 # %% ../../nbs/losses/04_gaussian.ipynb #3b20461d
-def _v1(distance: Tensor, fun: str, tau: float, pred: Tensor) -> Tensor:
+def _compress_v1(distance: Tensor, fun: str, tau: float, pred: Tensor) -> Tensor:
+    "The older loss of a distance."
     if fun not in ("sqrt", "log1p"):
         raise BadInput(f"{fun!r} is no way to bend an older distance; choose log1p or sqrt.")
     distance = distance.clamp(min=1e-6)
-    return (1 - 1 / (tau + (distance.sqrt() if fun == "sqrt" else distance.log1p()))).to(
-        at_least_float32(pred).dtype
-    )
+    distance = distance.sqrt() if fun == "sqrt" else distance.log1p()
+    return (1 - 1 / (tau + distance)).to(at_least_float32(pred).dtype)
 
 
-def v1_gwd_loss(pred: Tensor, target: Tensor, fun: str = "sqrt", tau: float = 2.0) -> Tensor:
-    "MMRotate's older Wasserstein loss on the squared distance in square pixels, `[P, 5]` twice to `[P]`; `fun` log1p, sqrt, or none for ln(1 + normalised distance)."
+def v1_gwd_loss(
+    pred: Tensor,
+    target: Tensor,
+    fun: str = "sqrt",
+    tau: float = 2.0,
+    *,
+    encoded: Encoded | None = None,
+) -> Tensor:
+    """MMRotate's older Wasserstein loss on the squared distance in square pixels, `[P, 5]` twice to `[P]`.
+
+    `fun`: log1p, sqrt, or none for ln(1 + normalized distance)."""
     pair = _Pair(pred, target)
     square = _wasserstein(pair, 1.0)
     if fun != "none":
-        return _v1(square, fun, tau, pred)
-    return (
-        (square.clamp(min=1e-6).sqrt() / (2 * _fourth_root(pair)))
-        .log1p()
-        .to(at_least_float32(pred).dtype)
-    )
+        return _compress_v1(square, fun, tau, pred)
+    normalized = square.clamp(min=1e-6).sqrt() / (2 * _mean_half_side(pair))
+    return normalized.log1p().to(at_least_float32(pred).dtype)
 
 
-def v1_kld_loss(pred: Tensor, target: Tensor, fun: str = "log1p", tau: float = 1.0) -> Tensor:
-    "MMRotate's older divergence: twice that of the prediction from the target; `[P, 5]` twice to `[P]`, `fun` log1p or sqrt."
-    return _v1(2 * _divergence(_Pair(pred, target), 1.0)[1], fun, tau, pred)
+def v1_kld_loss(
+    pred: Tensor,
+    target: Tensor,
+    fun: str = "log1p",
+    tau: float = 1.0,
+    *,
+    encoded: Encoded | None = None,
+) -> Tensor:
+    """MMRotate's older divergence: twice that of the prediction from the target, `[P, 5]` twice to `[P]`.
+
+    `fun`: log1p or sqrt."""
+    return _compress_v1(2 * _divergence(_Pair(pred, target), 1.0)[1], fun, tau, pred)
 
 
-def v1_bcd_loss(pred: Tensor, target: Tensor, fun: str = "log1p", tau: float = 1.0) -> Tensor:
-    "MMRotate's Bhattacharyya loss; `[P, 5]` twice to `[P]`, `fun` log1p or sqrt."
-    return _v1(_bhattacharyya(_Pair(pred, target), 1 / 4), fun, tau, pred)
+def v1_bcd_loss(
+    pred: Tensor,
+    target: Tensor,
+    fun: str = "log1p",
+    tau: float = 1.0,
+    *,
+    encoded: Encoded | None = None,
+) -> Tensor:
+    "MMRotate's Bhattacharyya loss, `[P, 5]` twice to `[P]`; `fun` log1p or sqrt."
+    return _compress_v1(_bhattacharyya(_Pair(pred, target), 1 / 4), fun, tau, pred)

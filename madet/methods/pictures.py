@@ -34,10 +34,10 @@ from madet.metrics.errors import (
     MISSED,
     RIGHT,
     ap_at,
-    count_kinds,
     ap_gains,
     classify_all_errors,
     classify_errors,
+    count_kinds,
 )
 
 # %% ../../nbs/methods/30_pictures.ipynb #54ea74e0

@@ -1,4 +1,4 @@
-"""The FPN in its published variants, from two wide maps to as many levels of equal width as a detector asks for
+"""The feature pyramid network (FPN) in its published variants: several levels of equal width for one head
 
 Docs: https://madet.github.io/madet/nets/fpn.html.md"""
 
@@ -8,10 +8,11 @@ Docs: https://madet.github.io/madet/nets/fpn.html.md"""
 __all__ = ['EXTRAS', 'FPN']
 
 # %% ../../nbs/nets/02_fpn.ipynb #3bf0b8a4
-import torch.nn.functional as F
-from torch import nn
+from collections.abc import Sequence
 
-# %% ../../nbs/nets/02_fpn.ipynb #a7950df5
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from ..boxes.errors import BadInput
 
 # %% ../../nbs/nets/02_fpn.ipynb #9aa836c2
@@ -19,47 +20,37 @@ EXTRAS = "on_input", "on_lateral", "on_output", "max_pool"
 
 # %% ../../nbs/nets/02_fpn.ipynb #f4af150d
 class FPN(nn.Module):
-    """Feature pyramid (Lin et al. 2017); takes a backbone's list of maps, returns `levels` maps of equal width, finest first.
+    """Feature pyramid (Lin et al. 2017): a backbone's maps to `levels` maps of equal width.
 
-    `strides` (pixels) and `channels` describe what is returned. Layers are `lateral_convs.i` and `fpn_convs.i`
-    (the extra levels continue the count), all with bias; weights start Xavier uniform, biases at 0.
-    """
+    `forward` takes and gives lists of maps `[B, C, H, W]`, finest first. `strides` (pixels) and
+    `channels` describe what is returned. Layers are `lateral_convs.i` and `fpn_convs.i` (the extra
+    levels continue the count), all with bias; weights start Xavier uniform, biases at 0.
+
+    `in_channels` of each backbone map; `extra`: where the levels beyond the backbone's come from,
+    one of `EXTRAS`; `relu_before_extra`: ReLU before each extra convolution but the first;
+    `strides` of the backbone's maps in pixels, by default 8, 16, 32, ...
+    Raises BadInput for an unknown `extra`, and for fewer levels than maps."""
 
     def __init__(
         self,
-        in_channels,  # channels of each backbone map, finest first
-        channels=256,  # channels of every level
-        levels=5,  # levels to return, at least as many as maps come in
-        extra="on_output",  # where the levels beyond the backbone's come from: see the table above
-        relu_before_extra=False,  # ReLU before each extra convolution but the first
-        strides=None,
-    ):  # strides of the backbone maps in pixels; default 8, 16, 32, ...
+        in_channels: Sequence[int],
+        channels: int = 256,
+        levels: int = 5,
+        extra: str = "on_output",
+        relu_before_extra: bool = False,
+        strides: Sequence[int] | None = None,
+    ):
         super().__init__()
+        _check_levels(in_channels, levels, extra)
         self.extra = extra
         self.relu_before_extra = relu_before_extra
         more = levels - len(in_channels)
-        if extra not in EXTRAS:
-            raise BadInput(
-                f"{extra!r} is no source of extra pyramid levels; choose one of {', '.join(EXTRAS)}."
-            )
-        if more < 0:
-            raise BadInput(
-                f"A pyramid of {levels} levels cannot take {len(in_channels)} maps; ask for at least as many levels."
-            )
         self.lateral_convs = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        self.fpn_convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels
-        )
+        plain = [nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels]
+        self.fpn_convs = nn.ModuleList(plain)
         for i in range(more if extra != "max_pool" else 0):
-            self.fpn_convs.append(
-                nn.Conv2d(
-                    in_channels[-1] if extra == "on_input" and i == 0 else channels,
-                    channels,
-                    3,
-                    2,
-                    1,
-                )
-            )
+            source = in_channels[-1] if extra == "on_input" and i == 0 else channels
+            self.fpn_convs.append(nn.Conv2d(source, channels, 3, 2, 1))
         for layer in (*self.lateral_convs, *self.fpn_convs):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -67,26 +58,42 @@ class FPN(nn.Module):
         self.strides += [self.strides[-1] * 2 ** (i + 1) for i in range(more)]
         self.channels = [channels] * levels
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         if len(maps) != len(self.lateral_convs):
             raise BadInput(
                 f"This pyramid takes {len(self.lateral_convs)} maps and was given {len(maps)}."
             )
         laterals = [conv(m) for conv, m in zip(self.lateral_convs, maps)]
         for i in range(len(laterals) - 1, 0, -1):  # top down
-            laterals[i - 1] = laterals[i - 1] + F.interpolate(
-                laterals[i], size=laterals[i - 1].shape[-2:], mode="nearest"
-            )
+            size = laterals[i - 1].shape[-2:]
+            coarse = F.interpolate(laterals[i], size=size, mode="nearest")
+            laterals[i - 1] = laterals[i - 1] + coarse
         outs = [conv(m) for conv, m in zip(self.fpn_convs, laterals)]
-        return outs + self._extra_levels(maps, laterals, outs)
+        sources = {"on_input": maps, "on_lateral": laterals}
+        return outs + _extra_levels(self, sources.get(self.extra, outs)[-1])
 
-    def _extra_levels(self, maps, laterals, outs):
-        n, more = len(outs), []
-        last = {"on_input": maps, "on_lateral": laterals}.get(self.extra, outs)[-1]
-        for i in range(len(self.channels) - n):
-            if self.extra == "max_pool":
-                last = F.max_pool2d(last, 1, stride=2)
-            else:
-                last = self.fpn_convs[n + i](F.relu(last) if self.relu_before_extra and i else last)
-            more.append(last)
-        return more
+# %% ../../nbs/nets/02_fpn.ipynb #4a3a8c97
+def _check_levels(in_channels: Sequence[int], levels: int, extra: str) -> None:
+    if extra not in EXTRAS:
+        raise BadInput(
+            f"{extra!r} is no source of extra pyramid levels; choose one of {', '.join(EXTRAS)}."
+        )
+    if levels < len(in_channels):
+        raise BadInput(
+            f"A pyramid of {levels} levels cannot take {len(in_channels)} maps; "
+            "ask for at least as many levels."
+        )
+
+
+def _extra_levels(pyramid: FPN, last: Tensor) -> list[Tensor]:
+    """The levels beyond the backbone's, each from the one before; `last` is the first one's source."""
+    first = len(pyramid.lateral_convs)
+    found = []
+    for i in range(len(pyramid.channels) - first):
+        if pyramid.extra == "max_pool":
+            last = F.max_pool2d(last, 1, stride=2)
+        else:
+            source = F.relu(last) if pyramid.relu_before_extra and i else last
+            last = pyramid.fpn_convs[first + i](source)
+        found.append(last)
+    return found

@@ -1,4 +1,4 @@
-"""How a second stage cuts the same small map out of the features for every box, whatever its size and angle
+"""RoIAlign for upright and rotated boxes: features of one size for every box, from a map or a pyramid
 
 Docs: https://madet.github.io/madet/nets/roi_align.html.md"""
 
@@ -16,27 +16,36 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align as tv_roi_align
 
-# %% ../../nbs/nets/07_roi_align.ipynb #1fcd87e0
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 
 # %% ../../nbs/nets/07_roi_align.ipynb #abf874d5
+def _starts(counts: Tensor) -> Tensor:
+    """Where each group begins when groups of these sizes stand in a row."""
+    return counts.cumsum(0) - counts
+
+
+def _points_per_side(boxes: Tensor, size: tuple[int, int], ratio: int) -> Tensor:
+    """Points along y and x of a bin of each box, int64 `[K, 2]`."""
+    cells = boxes[:, [3, 2]] / boxes.new_tensor(size)  # cells a bin, y then x
+    if ratio:
+        return torch.full_like(cells, ratio, dtype=torch.int64)
+    return cells.ceil().long().clamp(min=0)
+
+
 def _points(
     boxes: Tensor, size: tuple[int, int], ratio: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where boxes `cxcywhr` `[K, 5]` (cells, radians clockwise) are read: x, y `[N]`, the box of each point `[N]`, points in a bin of each box `[K]`.
+    """Where boxes `cxcywhr` `[K, 5]` (cells, radians clockwise) are read.
 
-    `ratio`: points along either side of a bin; 0: one for every cell that the bin is long."""
-    per_side = boxes[:, [3, 2]] / boxes.new_tensor(size)  # cells a bin, y then x
-    per_side = (
-        torch.full_like(per_side, ratio, dtype=torch.int64)
-        if ratio
-        else per_side.ceil().long().clamp(min=0)
-    )
+    x and y `[N]`, the box of each point `[N]`, and points in a bin of each box `[K]`. `ratio`:
+    points along either side of a bin; 0: one for every cell that the bin is long."""
+    bins = size[0] * size[1]
+    per_side = _points_per_side(boxes, size, ratio)
     each = per_side.prod(1)
-    box = torch.repeat_interleave(each * (size[0] * size[1]))
+    box = torch.repeat_interleave(each * bins)
     gy, gx = per_side[box].unbind(1)
-    local = torch.arange(len(box), device=boxes.device) - (_starts(each) * (size[0] * size[1]))[box]
+    local = torch.arange(len(box), device=boxes.device) - (_starts(each) * bins)[box]
     place, within = local // each[box], local % each[box]
     cx, cy, width, height, angle = boxes[box].unbind(1)
     v = (place // size[1] + ((within // gx).to(boxes) + 0.5) / gy) / size[0] * height - height / 2
@@ -44,14 +53,9 @@ def _points(
     cos, sin = angle.cos(), angle.sin()
     return cx + u * cos - v * sin, cy + u * sin + v * cos, box, each
 
-
-def _starts(counts: Tensor) -> Tensor:
-    "Where each group begins when groups of these sizes stand in a row."
-    return counts.cumsum(0) - counts
-
 # %% ../../nbs/nets/07_roi_align.ipynb #4608f60a
 def _between(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    "The two cells around each coordinate `[N, 2]`, their weights `[N, 2]`, and whether the coordinate counts at all `[N]`."
+    """The two cells around each coordinate and their weights `[N, 2]`, and whether it counts `[N]`."""
     seen = (at >= -1) & (at <= size)
     at = at.clamp(0, size - 1)
     low = at.floor()
@@ -63,16 +67,16 @@ def _between(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 def _bags(
     boxes: Tensor, image: Tensor, height: int, width: int, size: tuple[int, int], ratio: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells and weights of every bin: int32 `[N * 4]`, float `[N * 4]`, and where each of the K * h * w bins begins.
+    """Cells and weights of every bin: int32 `[N * 4]`, float `[N * 4]`, and where the K * h * w bins begin.
 
     Cells are numbered image by image, row by row."""
     x, y, box, each = _points(boxes, size, ratio)
-    (rows, of_rows, seen_y), (columns, of_columns, seen_x) = _between(y, height), _between(x, width)
+    rows, row_weights, seen_y = _between(y, height)
+    columns, column_weights, seen_x = _between(x, width)
     share = (seen_y & seen_x).to(boxes) / each[box]
-    weights = of_rows[:, :, None] * of_columns[:, None, :] * share[:, None, None]
-    index = (image[box].int()[:, None, None] * height + rows[:, :, None]) * width + columns[
-        :, None, :
-    ]
+    weights = row_weights[:, :, None] * column_weights[:, None, :] * share[:, None, None]
+    first_row = image[box].int()[:, None, None] * height
+    index = (first_row + rows[:, :, None]) * width + columns[:, None, :]
     bins = size[0] * size[1]
     starts = _starts(each)[:, None] * bins + torch.arange(bins, device=boxes.device) * each[:, None]
     return index.flatten(), weights.flatten(), (4 * starts).flatten().int()
@@ -82,7 +86,7 @@ PIECE = 2**18  # points read at a time; about 30 MB of cells, weights and what m
 
 
 def _pieces(boxes: Tensor, size: tuple[int, int], ratio: int) -> list[slice]:
-    "Slices of boxes that read at most `PIECE` points together, or a single box that reads more."
+    """Slices of boxes that read at most `PIECE` points together, or a single box that reads more."""
     sides = boxes.new_tensor(size) * ratio if ratio else boxes[:, [3, 2]] + boxes.new_tensor(size)
     many = sides.expand(len(boxes), 2).prod(1).double().cumsum(0).tolist()
     cuts, limit = [0], PIECE
@@ -93,8 +97,21 @@ def _pieces(boxes: Tensor, size: tuple[int, int], ratio: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(cuts, cuts[1:] + [len(boxes)])]
 
 
+def _read(
+    rows: Tensor,
+    boxes: Tensor,
+    image: Tensor,
+    shape: tuple[int, int],
+    size: tuple[int, int],
+    ratio: int,
+) -> Tensor:
+    """The bins of some boxes, `[K * h * w, C]`, from rows `[B * H * W, C]` of maps of `shape` (H, W)."""
+    index, weights, starts = _bags(boxes, image, *shape, size, ratio)
+    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+
+# %% ../../nbs/nets/07_roi_align.ipynb #ac0561e7
 class _Read(torch.autograd.Function):
-    "rows `[B*H*W, C]`, boxes `[K, 5]` in cells, their images `[K]`, (H, W), bins and ratio: `[K, h*w, C]`."
+    """`_read` in pieces, made again in backward: `[K, h * w, C]`."""
 
     @staticmethod
     def forward(ctx, rows, boxes, image, shape, size, ratio):
@@ -117,20 +134,15 @@ class _Read(torch.autograd.Function):
             total += torch.autograd.grad(out, leaf, grad[part].flatten(0, 1))[0]
         return total, None, None, None, None, None
 
-
-def _read(
-    rows: Tensor,
-    boxes: Tensor,
-    image: Tensor,
-    shape: tuple[int, int],
-    size: tuple[int, int],
-    ratio: int,
-) -> Tensor:
-    "The bins of some boxes, `[K*h*w, C]`."
-    index, weights, starts = _bags(boxes, image, *shape, size, ratio)
-    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
-
 # %% ../../nbs/nets/07_roi_align.ipynb #ff6fabd6
+def _in_cells(rois: Tensor, scale: float, aligned: bool, clockwise: bool) -> Tensor:
+    """Boxes `cxcywhr` `[K, 5]` in cells of the map, radians clockwise, of rois `[K, 6]` in pixels."""
+    centers = rois[:, 1:3] * scale - 0.5 * aligned
+    sizes = rois[:, 3:5] * scale
+    angles = rois[:, 5:] if clockwise else -rois[:, 5:]
+    return torch.cat([centers, sizes if aligned else sizes.clamp(min=1), angles], 1)
+
+
 def rotated_roi_align(
     features: Tensor,
     rois: Tensor,
@@ -140,45 +152,43 @@ def rotated_roi_align(
     aligned: bool = True,
     clockwise: bool = True,
 ) -> Tensor:
-    """Features `[B, C, H, W]` under turned boxes: `[K, C, h, w]`, in float32 at least, differentiable in the features.
+    """Features `[B, C, H, W]` under rotated boxes: `[K, C, h, w]`, in float32 at least.
 
-    `rois` `[K, 6]`: image, cx, cy, w, h in pixels, angle in radians, clockwise on the image unless `clockwise` is off; `scale`: cells a
-    pixel (1 / stride); `ratio`: points along either side of a bin, 0 = one a cell; `aligned`: half a cell is taken off, else boxes are at
-    least one cell large. Equals mmcv's roi_align_rotated. Raises `BadInput` where shapes do not fit."""
+    Differentiable in the features. `rois` `[K, 6]`: image, cx, cy, w, h in pixels, angle in radians,
+    clockwise on the image unless `clockwise` is off; `scale`: cells a pixel (1 / stride); `ratio`:
+    points along either side of a bin, 0 = one a cell; `aligned`: half a cell is taken off, else
+    boxes are at least one cell large. Equals mmcv's roi_align_rotated.
+
+    Raises BadInput where shapes do not fit, images do not exist or a roi is not finite."""
     size = (size, size) if isinstance(size, int) else tuple(size)
-    _refuse(features, rois, size, ratio)
-    kind = torch.promote_types(features.dtype, torch.float32)
+    _check_input(features, rois, size, ratio)
+    dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        boxes = rois[:, 1:].detach().to(kind)
-        boxes = torch.cat(
-            [
-                boxes[:, :2] * scale - 0.5 * aligned,
-                boxes[:, 2:4] * scale,
-                boxes[:, 4:] if clockwise else -boxes[:, 4:],
-            ],
-            1,
-        )
-        if not aligned:
-            boxes[:, 2:4].clamp_(min=1)
-        count, channels, height, width = features.shape
-        rows = features.to(kind).permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+        boxes = _in_cells(rois.detach().to(dtype), scale, aligned, clockwise)
+        channels, height, width = features.shape[1:]
+        rows = features.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
         out = _Read.apply(rows, boxes, rois[:, 0].long(), (height, width), size, ratio)
         return out.view(-1, *size, channels).permute(0, 3, 1, 2).contiguous()
 
-
-def _refuse(features: Tensor, rois: Tensor, size: tuple[int, int], ratio: int) -> None:
+# %% ../../nbs/nets/07_roi_align.ipynb #6869550d
+def _check_input(features: Tensor, rois: Tensor, size: tuple[int, int], ratio: int) -> None:
     if features.ndim != 4 or rois.ndim != 2 or rois.shape[1] != 6:
         raise BadInput(
-            f"Features of shape {tuple(features.shape)} and rois of shape {tuple(rois.shape)}; rotated RoIAlign takes [B, C, H, W] and [K, 6]."
+            f"Features of shape {tuple(features.shape)} and rois of shape {tuple(rois.shape)}; "
+            "rotated RoIAlign takes [B, C, H, W] and [K, 6]."
         )
     if min(size) < 1 or ratio < 0:
         raise BadInput(
-            f"{size} bins with {ratio} points a side cannot be read; take at least one bin, and 0 or more points."
+            f"{size} bins with {ratio} points a side cannot be read; "
+            "take at least one bin, and 0 or more points."
         )
-    if len(rois) and not 0 <= int(rois[:, 0].min()) <= int(rois[:, 0].max()) < len(features):
-        raise BadInput(
-            f"The rois name images {int(rois[:, 0].min())} to {int(rois[:, 0].max())} and there are {len(features)}; count from 0."
-        )
+    if len(rois):
+        first, last = int(rois[:, 0].min()), int(rois[:, 0].max())
+        if not 0 <= first <= last < len(features):
+            raise BadInput(
+                f"The rois name images {first} to {last} and there are {len(features)}; "
+                "count from 0."
+            )
     if not bool(rois.isfinite().all()):
         raise BadInput("A roi holds nan or infinity; drop such boxes first.")
 
@@ -192,26 +202,25 @@ def roi_align(
     scale: float = 1.0,
     ratio: int = 0,
 ) -> Tensor:
-    "Features `[B, C, H, W]` under `boxes` `[K, dim]` (pixels) of `image` `[K]`: `[K, C, size, size]`; `scale` is 1 / stride, `ratio` as in `rotated_roi_align`."
+    """Features `[B, C, H, W]` under `boxes` `[K, dim]` (pixels) of `image` `[K]`: `[K, C, size, size]`.
+
+    `scale` is 1 / stride, `ratio` as in `rotated_roi_align`, which raises BadInput for rotated
+    boxes that do not fit."""
     centers, sizes, angles = geometry.parts(boxes.detach())
     if angles.shape[-1]:
-        return rotated_roi_align(
-            features,
-            torch.cat([image[:, None].to(boxes), centers, sizes, angles], 1),
-            size,
-            scale,
-            ratio,
-        )
-    kind = torch.promote_types(features.dtype, torch.float32)
+        rois = torch.cat([image[:, None].to(boxes), centers, sizes, angles], 1)
+        return rotated_roi_align(features, rois, size, scale, ratio)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    upright = geometry.enclosing_upright(boxes.detach())
     with torch.autocast(features.device.type, enabled=False):
-        rois = torch.cat(
-            [image[:, None].to(kind), geometry.enclosing_upright(boxes.detach()).to(kind)], 1
-        )
-        return tv_roi_align(features.to(kind), rois, (size, size), scale, ratio or -1, True)
+        rois = torch.cat([image[:, None].to(dtype), upright.to(dtype)], 1)
+        return tv_roi_align(features.to(dtype), rois, (size, size), scale, ratio or -1, True)
 
 # %% ../../nbs/nets/07_roi_align.ipynb #b03881ad
 def level_of(areas: Tensor, levels: int, finest: float = 56.0) -> Tensor:
-    "The level, 0 the finest, for boxes of these areas (square pixels): int64 `[K]`; boxes below twice `finest` pixels go to level 0."
+    """The pyramid level, 0 the finest, for boxes of `areas` `[K]` (square pixels): int64 `[K]`.
+
+    Boxes below twice `finest` pixels go to level 0 (FPN, Lin et al., CVPR 2017, equation 1)."""
     return (areas.clamp(min=0).sqrt() / finest + 1e-6).log2().floor().clamp(0, levels - 1).long()
 
 
@@ -225,7 +234,9 @@ def pyramid_roi_align(
     ratio: int = 0,
     finest: float = 56.0,
 ) -> Tensor:
-    "Every box read from its own level: `[K, C, size, size]`; `features` and `strides` (pixels) finest first."
+    """Every box `[K, dim]` of `image` `[K]` read from its own level: `[K, C, size, size]`.
+
+    `features` `[B, C, H, W]` and `strides` (pixels) finest first; `finest` as in `level_of`."""
     level = level_of(geometry.areas(boxes), len(features), finest)
     where = [(level == i).nonzero()[:, 0] for i in range(len(features))]
     parts = [

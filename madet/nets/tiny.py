@@ -1,4 +1,4 @@
-"""A residual network of 24 to 192 channels that trains a detector from scratch in three minutes
+"""`tiny`: a residual backbone of 24 to 192 channels with GroupNorm, for training from scratch in minutes
 
 Docs: https://madet.github.io/madet/nets/tiny.html.md"""
 
@@ -8,47 +8,43 @@ Docs: https://madet.github.io/madet/nets/tiny.html.md"""
 __all__ = ['Block', 'Tiny', 'tiny']
 
 # %% ../../nbs/nets/00_tiny.ipynb #6061dbee
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-# %% ../../nbs/nets/00_tiny.ipynb #677d7dd6
 from ..boxes.errors import BadInput
 
 # %% ../../nbs/nets/00_tiny.ipynb #56b30400
 class Block(nn.Module):
-    "Two 3x3 convolutions with GroupNorm beside a shortcut; [B, C, H, W] to [B, out_channels, H/stride, W/stride]."
+    """Two 3x3 convolutions with GroupNorm beside a shortcut.
 
-    def __init__(self, in_channels, out_channels, stride=2, groups=8):
+    `[B, in_channels, H, W]` to `[B, out_channels, H / stride, W / stride]`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2, groups: int = 8):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.norm1 = nn.GroupNorm(groups, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.norm2 = nn.GroupNorm(groups, out_channels)
-        same = in_channels == out_channels and stride == 1
-        self.shortcut = (
-            nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        )
+        self.shortcut = nn.Identity()
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 # %% ../../nbs/nets/00_tiny.ipynb #c2d631c7
 class Tiny(nn.Module):
-    "The network behind `tiny`; `forward` takes [B, in_channels, H, W] and returns a list of maps, finest first."
+    """The network behind `tiny`: `[B, in_channels, H, W]` to a list of maps, finest first.
 
-    def __init__(self, in_channels, widths, out):
+    Raises BadInput where `out` names levels that it does not have, or not in rising order."""
+
+    def __init__(self, in_channels: int, widths: Sequence[int], out: Sequence[int]):
         super().__init__()
-        if (
-            not out
-            or not set(out) <= set(range(1, len(widths) + 1))
-            or list(out) != sorted(set(out))
-        ):
-            raise BadInput(
-                f"tiny has the levels 1 to {len(widths)}, so out={tuple(out)} cannot be returned; "
-                "give some of them in rising order."
-            )
+        _check_levels(widths, out)
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, 2, 1, bias=False),
             nn.GroupNorm(8, widths[0]),
@@ -60,17 +56,29 @@ class Tiny(nn.Module):
         self.strides = [2**k for k in out]
         self.said = "The tiny backbone trains from scratch with GroupNorm; nothing is frozen."
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> list[Tensor]:
         maps = [self.stem(x)]
         for block in self.blocks:
             maps.append(block(maps[-1]))
         return [maps[k - 1] for k in self.out]
 
+
+def _check_levels(widths: Sequence[int], out: Sequence[int]) -> None:
+    known = set(range(1, len(widths) + 1))
+    if not out or not set(out) <= known or list(out) != sorted(set(out)):
+        raise BadInput(
+            f"tiny has the levels 1 to {len(widths)}, so out={tuple(out)} cannot be returned; "
+            "give some of them in rising order."
+        )
+
 # %% ../../nbs/nets/00_tiny.ipynb #2a3912b4
 def tiny(
-    in_channels=3,  # channels of the image
-    widths=(24, 48, 96, 192),  # channels of the levels with stride 2, 4, 8, 16; multiples of 8
-    out=(3, 4),
-):  # levels that are returned; level k has stride 2**k
-    "A backbone for images of about 96 px; its `channels` and `strides` (pixels) describe the list of maps it returns."
+    in_channels: int = 3,
+    widths: Sequence[int] = (24, 48, 96, 192),
+    out: Sequence[int] = (3, 4),
+) -> Tiny:
+    """A backbone for images of about 96 px, whose `channels` and `strides` (pixels) describe its maps.
+
+    `in_channels` of the image; `widths`: channels of the levels with stride 2, 4, 8, 16, multiples
+    of 8; `out`: levels that are returned, level k has stride 2**k. Raises BadInput for others."""
     return Tiny(in_channels, widths, out)

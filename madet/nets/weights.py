@@ -1,4 +1,4 @@
-"""safetensors and .pth files to a plain dictionary of tensors, without running anything that is hidden in them
+"""Tensors from .safetensors and .pth files, without running the programs that a pickle may hide
 
 Docs: https://madet.github.io/madet/nets/weights.html.md"""
 
@@ -9,63 +9,52 @@ __all__ = ['BROKEN', 'peel', 'read_weights', 'first_few', 'load_all']
 
 # %% ../../nbs/nets/05_weights.ipynb #dc09deb9
 import pickle
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-# %% ../../nbs/nets/05_weights.ipynb #84313a9a
 from ..boxes.errors import BadInput
 
 # %% ../../nbs/nets/05_weights.ipynb #99df332f
-def peel(content, path="the file"):
-    "The tensors of a loaded checkpoint, {key: tensor}, free of wrappers and of a common `module.` prefix."
+_WRAPPERS = "state_dict", "model", "model_state", "module"
+
+
+def peel(content: object, path: Path | str = "the file") -> dict[str, Tensor]:
+    """The tensors of a loaded checkpoint, {key: tensor}, free of wrappers and a common `module.`.
+
+    Raises BadInput, naming `path`, where there are none."""
     for _ in range(3):
-        inner = next(
-            (
-                content[k]
-                for k in ("state_dict", "model", "model_state", "module")
-                if isinstance(content, dict) and isinstance(content.get(k), dict)
-            ),
-            None,
-        )
-        if inner is None:
+        known = content if isinstance(content, dict) else {}
+        inner = [known[k] for k in _WRAPPERS if isinstance(known.get(k), dict)]
+        if not inner:
             break
-        content = inner
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
+        content = inner[0]
+    known = content if isinstance(content, dict) else {}
+    tensors = {k: v for k, v in known.items() if isinstance(v, Tensor)}
     if not tensors:
         raise BadInput(
             f"{path} holds no tensors under a key that is known here (state_dict, model, module); "
             "save the plain state dict of the model."
         )
     if all(k.startswith("module.") for k in tensors):
-        tensors = {k[7:]: v for k, v in tensors.items()}
+        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
     return tensors
 
 # %% ../../nbs/nets/05_weights.ipynb #2cbf8b84
-BROKEN = (
-    pickle.UnpicklingError,
-    SafetensorError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    ImportError,
-    AttributeError,
-)
+# what the readers of broken files raise
+BROKEN = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError)
+BROKEN += (ValueError, KeyError, ImportError, AttributeError)
 
 # %% ../../nbs/nets/05_weights.ipynb #bc9bdd12
-def read_weights(
-    path,  # a .safetensors file, or a .pth, .pt, .bin file written by torch.save
-    trust=False,
-):  # run the pickle when it cannot be read without: only for files whose author you trust
-    "The tensors of a file as {key: tensor} on the CPU; `BadInput` where the file is missing, broken or asks to be run."
+def read_weights(path: Path | str, trust: bool = False) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of one written by torch.save, on the CPU: {key: tensor}.
+
+    `trust`: run the pickle where it cannot be read without; only for files whose author you trust.
+    Raises BadInput where the file is missing, broken or asks to be run."""
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path} is not a file; give a .safetensors or .pth file with weights.")
@@ -78,30 +67,35 @@ def read_weights(
     except BROKEN as e:
         if not trust and isinstance(e, pickle.UnpicklingError) and "unsupported" in str(e).lower():
             raise BadInput(
-                f"{path} cannot be read without running the program inside it; if you trust its author, "
-                "allow that with --trust."
+                f"{path} cannot be read without running the program inside it; "
+                "if you trust its author, allow that with --trust."
             ) from e
         raise BadInput(
             f"{path} is damaged or holds no weights ({type(e).__name__}); get it again."
         ) from e
 
 # %% ../../nbs/nets/05_weights.ipynb #16b3e92d
-def first_few(keys, n=3):
-    "The first `n` keys in words, and how many more there are."
+def first_few(keys: Iterable[str], n: int = 3) -> str:
+    """The first `n` keys in words, and how many more there are."""
     keys = sorted(keys)
     return ", ".join(keys[:n]) + (f" and {len(keys) - n} more" if len(keys) > n else "")
 
 # %% ../../nbs/nets/05_weights.ipynb #fb583fa4
-def load_all(module, tensors, path="the file", may_ignore=()):
-    """Load {key: tensor} into `module`, every key accounted for; returns the keys that were ignored.
+def load_all(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    path: Path | str = "the file",
+    may_ignore: Collection[str] = (),
+) -> list[str]:
+    """Load {key: tensor} into `module`, every key accounted for; the keys that were ignored.
 
-    Keys that start with an entry of `may_ignore` may be left over, and `num_batches_tracked` may be absent. Raises `BadInput`.
-    """
-    own = module.state_dict()
-    missing = {k for k in own.keys() - tensors.keys() if not k.endswith("num_batches_tracked")}
-    left = tensors.keys() - own.keys()
+    Keys that start with an entry of `may_ignore` may be left over, and `num_batches_tracked` may be
+    absent. Raises BadInput, naming `path`, for any other missing, unknown or misshapen key."""
+    wanted = module.state_dict()
+    missing = {k for k in wanted.keys() - tensors.keys() if not k.endswith("num_batches_tracked")}
+    left = tensors.keys() - wanted.keys()
     unknown = {k for k in left if not k.startswith(tuple(may_ignore))}
-    shapes = {k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape}
+    shapes = {k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape}
     for keys, what in (
         (missing, "lacks"),
         (unknown, "has keys that this network does not know:"),
@@ -109,7 +103,8 @@ def load_all(module, tensors, path="the file", may_ignore=()):
     ):
         if keys:
             raise BadInput(
-                f"{path} {what} {first_few(keys)}; it was made for another network or another number of classes."
+                f"{path} {what} {first_few(keys)}; "
+                "it was made for another network or another number of classes."
             )
-    module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
+    module.load_state_dict({k: v for k, v in tensors.items() if k in wanted}, strict=False)
     return sorted(left)

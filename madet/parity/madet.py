@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ..assigners.atss import adaptive_threshold, atss, atss_candidates
 from ..assigners.madet import class_cost, madet
+from ..assigners.max_iou import PriorPredictions
 from ..boxes.geometry import Upright
 from ..boxes.priors import Priors
 from ..detectors.detector import Detector
 from ..detectors.keys import rename_all
 from ..heads.dense import Predictions
 from ..heads.detect import PostprocessConfig
-from ..heads.madet import MAHead, madet_head
+from ..heads.madet import MAHead, madet_head, overlaps_and_box_losses, pool_branches
 from ..heads.towers import flatten_locations
 from ..losses.madet import quality_transform
 from .fixtures import Check, Fixture, drawn, matched_by_score
@@ -60,11 +61,10 @@ def worked(z: Fixture, meta: dict) -> Iterator[Check]:
     labels = torch.tensor([1, 0])
     for name, seen in (("alpha", logits), ("plain", None)):
         mean, deviation = _bars(priors, truths, seen, labels)
-        found = (
-            atss(priors, truths)
-            if seen is None
-            else madet(priors, truths, logits=seen, labels=labels)
-        )
+        if seen is None:
+            found = atss(priors, truths)
+        else:
+            found = madet(priors, truths, predictions=PriorPredictions(seen, labels))
         for what, ours in (("mean", mean), ("std", deviation), ("thr", mean + deviation)):
             yield Check(f"{name}_{what}", z[f"{name}_{what}"], numbers(ours), 1e-5)
         yield Check(f"{name}_gt_index", z[f"{name}_gt_index"], numbers(found + 1), kind="exact")
@@ -152,7 +152,7 @@ def maps_of(head: MAHead, answers: list[Predictions]) -> dict[str, list[Tensor]]
 
 def _ious(head: MAHead, answers: list[Predictions], pad_sizes: list, targets: list[dict]) -> Tensor:
     "Overlaps of both branches' boxes at the positives, `[2, P]`."
-    return head._boxes(answers, *head.targets(answers, pad_sizes, targets))[0]
+    return overlaps_and_box_losses(head, answers, *head.targets(answers, pad_sizes, targets))[0]
 
 
 def partly(
@@ -186,7 +186,8 @@ def assigner(z: Fixture, meta: dict) -> Iterator[Check]:
         truths = tensor(z.input(f"{name}_gt_boxes"))
         labels = tensor(z.input(f"{name}_gt_labels"))
         priors, seen = everything.select(valid), logits[valid]
-        found = madet(priors, truths, logits=seen, labels=labels, topk=meta["topk"])
+        predictions = PriorPredictions(seen, labels)
+        found = madet(priors, truths, predictions=predictions, topk=meta["topk"])
         yield Check(f"{name}_gt_index", z[f"{name}_gt_index"], numbers(found + 1), kind="exact")
         label = torch.where(found >= 0, labels[found.clamp(min=0)], -1) if len(labels) else found
         yield Check(f"{name}_label", z[f"{name}_label"], numbers(label), kind="exact")
@@ -393,7 +394,7 @@ def postprocess(z: Fixture, meta: dict) -> Iterator[Check]:
     answers = answers_of(head, *maps)
     info = meta["img_metas"][0]
     size = tuple(info["img_shape"][:2])
-    boxes, scores, quality = head.pool(answers, 0, size)
+    boxes, scores, quality = pool_branches(head, answers, 0, size)
     yield Check("pool_rows", z["pool_rows"], np.asarray(len(boxes)), kind="exact")
     for name, ours, tolerance in (
         ("boxes", boxes, 1e-3),

@@ -20,8 +20,8 @@ from ..assigners.max_iou import max_iou
 from ..boxes.coders import DeltaCoder
 from ..boxes.errors import BadInput
 from ..detectors.detector import CAFFE, IMAGENET
-from ..detectors.keys import MMDET, rename_all
-from ..detectors.two_stage import KEYS, TwoStage
+from ..detectors.keys import MMDET, MMDET_TWO_STAGE, rename_all
+from ..detectors.two_stage import TwoStage
 from ..heads.detect import PostprocessConfig
 from ..heads.roi import RoIHead
 from ..heads.rpn import RPN, ProposalConfig
@@ -161,7 +161,7 @@ def build(config: dict) -> TwoStage:
 def load_drawn(model: TwoStage, meta: dict) -> dict[str, str]:
     "Fill the detector with weights drawn from the recorded names; returns their name of each of our tensors."
     shapes = dict(meta["state_dict"])
-    theirs, unknown = rename_all(shapes, KEYS + MMDET)
+    theirs, unknown = rename_all(shapes, MMDET_TWO_STAGE + MMDET)
     if unknown:
         raise BadInput(
             f"The fixture lists {len(unknown)} tensors with names unknown here, the first is {unknown[0]!r}."

@@ -1,4 +1,4 @@
-"""A paper's results table, made here
+"""Run the rows of a paper's results table and print it with its verdicts: `madet table`.
 
 Docs: https://madet.github.io/madet/tables/run.html.md"""
 
@@ -6,24 +6,30 @@ Docs: https://madet.github.io/madet/tables/run.html.md"""
 
 # %% auto #0
 __all__ = ['SEEDS', 'TABLE', 'seed_list', 'plan', 'printed_columns', 'table_columns', 'table_rows', 'circumstances',
-           'write_table', 'share', 'add', 'papermill_command', 'look_ahead', 'execute', 'run', 'report']
+           'write_table', 'share', 'papermill_command', 'look_ahead', 'execute', 'say_plan', 'run_table', 'report']
 
 # %% ../../nbs/tables/06_run.ipynb #6452a3c8
-import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..boxes.errors import BadInput
 from ..figures.tables import Column, append_row, read_rows, render
-from ..cli import document
-from .jobs import drive, make_job
-from .grid import PRINTED, choose, missing, paper_folder, papers, read_grid
 from ..methods.names import BACKBONES, METHODS, method_fields, recipe_of
-from ..options import add_options, typed_options
-from .progress import Screen, clock
-from .results import METRICS, claim_lines, claim_sentence, latest, result_line, summary
-from ..training.recipe import SCALES
+from madet.tables.grid import (
+    METRICS,
+    PRINTED,
+    Row,
+    choose,
+    missing,
+    paper_folder,
+    read_grid,
+    run_template,
+)
+from .jobs import Job, drive, make_job
+from .progress import Screen
+from .results import claim_lines, claim_sentence, latest, result_line, summary
 
 # %% ../../nbs/tables/06_run.ipynb #d5c4b938
 SEEDS = {"thimble": 5, "bench": 3, "full": 1}
@@ -188,158 +194,140 @@ def share(scale, jobs, count):
     return slots, 1 if scale == "thimble" else max(1, cores // slots), devices
 
 # %% ../../nbs/tables/06_run.ipynb #1c4dfe19
-def add(subparsers):
-    "Add `madet table` to the command line."
-    parser = subparsers.add_parser(
-        "table",
-        usage="madet table PAPER [options]",
-        description="Run the rows of a paper's results table and print it. Rows that are done are skipped, broken ones resumed; "
-        "any recipe field given here wins over the grid's.",
-    )
-    parser.add_argument("paper", metavar="PAPER", help=f"one of: {', '.join(papers())}")
-    parser.add_argument(
-        "--scale",
-        choices=list(SCALES),
-        default="thimble",
-        help="thimble (minutes, no data needed), bench (your data), full (the paper's recipe) [thimble]",
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="ROW",
-        help="only these rows; may be given several times, * is a wildcard",
-    )
-    parser.add_argument(
-        "--seeds",
-        metavar="N",
-        help="3 = seeds 1, 2, 3; or a list such as 4,7 [5 at thimble, 3 at bench, 1 at full]",
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="rows at a time [as many as cores, or GPUs]"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder of runs, results.csv and the table [runs/table-PAPER]"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="say what would run, and with which papermill command; at full also check the data, measure a few steps and say hours, memory and disk",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="the table as one JSON document on standard output"
-    )
-    add_options(parser, leave_out=("method",))
-
-
-def papermill_command(job, template):
-    "The command that does the same by hand."
-    words = ["papermill", str(template), str(job.folder / "run.ipynb")]
-    for name, value in (job.params | {"out": job.folder}).items():
+def papermill_command(job: Job, paper: str) -> str:
+    """The command that does the same by hand."""
+    words = ["papermill", str(run_template()), str(job.folder / "run.ipynb")]
+    for name, value in ({"paper": paper} | job.params | {"out": job.folder}).items():
         words += ["-p", name, str(value)]
     return shlex.join(words)
 
 
-def look_ahead(args, jobs, out):
-    """What the jobs that are not done will cost, said and as a dict, and why they cannot start ("" if they can); at scale full only.
+def look_ahead(
+    scale: str, jobs: list[Job], jobs_at_once: int | None, out: Path, keep: bool
+) -> tuple[dict, str]:
+    """(what the jobs that are not done will cost, why they cannot start or ""), at scale full only; the cost is also printed.
 
-    A few steps are measured in a process of its own. BadInput where the data have a part missing or a recipe cannot be built.
+    A few steps are measured in a process of its own; `keep`: leave the estimate beside each run.
+    Raises BadInput where the data have a part missing or a recipe cannot be built.
     """
     todo = [job for job in jobs if job.state != "done"]
-    if args.scale != "full" or not todo:
+    if scale != "full" or not todo:
         return {}, ""
-    from madet.tables.cost import estimate, obstacles, say_estimate, sum_up
+    from madet.tables.cost import estimate, obstacles, say_estimate, sum_up  # loads torch
 
-    slots, threads, devices = share(args.scale, args.jobs, len(todo))
-    bills = estimate(
-        todo, args.scale, threads, devices[0] if devices else None, keep=not args.dry_run
-    )
+    slots, threads, devices = share(scale, jobs_at_once, len(todo))
+    bills = estimate(todo, scale, threads, devices[0] if devices else None, keep=keep)
     print("\n".join(say_estimate(bills, slots, out)), flush=True)
     return {"rows": bills, "total": sum_up(bills, slots)}, obstacles(bills, slots, out)
 
 
-def execute(args, jobs, template, out):
-    "Run the jobs, append a line to results.csv for each that ended; gives the number that failed."
-    slots, threads, devices = share(args.scale, args.jobs, sum(job.state != "done" for job in jobs))
-    have = {line.get("run") for line in read_rows(out / "results.csv") if line["status"] == "done"}
+def execute(scale: str, jobs: list[Job], jobs_at_once: int | None, paper: str, out: Path) -> int:
+    """Run the jobs, append a line to results.csv for each that ended; gives the number that failed."""
+    todo = [job for job in jobs if job.state != "done"]
+    slots, threads, devices = share(scale, jobs_at_once, len(todo))
+    results = out / "results.csv"
+    have = {line.get("run") for line in read_rows(results) if line["status"] == "done"}
     for job in jobs:  # runs that ended while nobody watched
         if job.state == "done" and job.name not in have:
-            append_row(out / "results.csv", result_line(job, job.row))
-    todo = [job for job in jobs if job.state != "done"]
+            append_row(results, result_line(job, job.row))
     screen = Screen(len(todo))
+    broken = sum(job.state == "broken" for job in todo)
+    new = sum(job.state == "new" for job in todo)
     screen.say(
-        f"{len(jobs)} runs: {len(jobs) - len(todo)} done, {sum(job.state == 'broken' for job in todo)} to resume, "
-        f"{sum(job.state == 'new' for job in todo)} new; {slots} at a time, {threads} thread{'s' * (threads > 1)} each"
+        f"{len(jobs)} runs: {len(jobs) - len(todo)} done, {broken} to resume, "
+        f"{new} new; {slots} at a time, {threads} thread{'s' * (threads > 1)} each"
     )
 
-    def on_end(job, ok):
+    def on_end(job: Job, ok: bool) -> None:
         screen.end(job, ok)
-        append_row(out / "results.csv", result_line(job, job.row))
+        append_row(results, result_line(job, job.row))
 
-    return drive(todo, template, slots, threads, devices, on_end, screen.look)
-
-
-def run(args):
-    "Run `madet table`: 0 when every run is done, 1 when one failed."
-    options, folder = typed_options(args), paper_folder(args.paper)
-    if args.jobs is not None and args.jobs < 1:
-        raise BadInput(f"--jobs {args.jobs}: at least one run at a time is needed.")
-    if Path(options.get("data", "embedded")).exists():
-        options["data"] = str(Path(options["data"]).resolve())
-    rows, out = read_grid(folder), Path(args.out or f"runs/table-{args.paper}")
-    jobs, reasons = plan(
-        rows, args.scale, seed_list(args.seeds, args.scale), options, out, args.only
+    return drive(
+        todo, run_template(), slots, threads, devices, on_end, screen.look, common={"paper": paper}
     )
-    with document(args.json) as put:
-        ahead, why_not = look_ahead(args, jobs, out)
-        if args.dry_run:
-            for job in jobs:
-                print(f"{job.state:<7}{papermill_command(job, folder / 'run.ipynb')}")
-            for name, reason in reasons.items():
-                print(f"cannot  {name}: {reason}")
-            if why_not:
-                print(f"would not start: {why_not}")
-            put(
-                {
-                    "paper": args.paper,
-                    "scale": args.scale,
-                    "missing": reasons,
-                    "estimate": ahead,
-                    "refused": why_not,
-                    "runs": [
-                        {
-                            "row": job.row,
-                            "seed": job.seed,
-                            "state": job.state,
-                            "folder": str(job.folder),
-                            "params": job.params,
-                        }
-                        for job in jobs
-                    ],
-                }
-            )
-            return 0
-        if why_not:
-            raise BadInput(why_not)
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            failed = execute(args, jobs, folder / "run.ipynb", out) if jobs else 0
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "stopped; the same command goes on where the rows were"
-            ) from None
-        put(report(args, rows, jobs, reasons, out))
-    return 1 if failed else 0
 
 
-def report(args, rows, jobs, reasons, out):
-    "Print the table with its verdicts, write it in three formats, and give it as a dict."
-    found = latest(read_rows(out / "results.csv"), args.scale, {job.name for job in jobs})
+def say_plan(jobs: list[Job], reasons: dict[str, str], paper: str, why_not: str) -> list[dict]:
+    """Print what would run and what cannot; gives the runs as plain data."""
+    for job in jobs:
+        print(f"{job.state:<7}{papermill_command(job, paper)}")
+    for name, reason in reasons.items():
+        print(f"cannot  {name}: {reason}")
+    if why_not:
+        print(f"would not start: {why_not}")
+    return [
+        {
+            "row": job.row,
+            "seed": job.seed,
+            "state": job.state,
+            "folder": str(job.folder),
+            "params": job.params,
+        }
+        for job in jobs
+    ]
+
+# %% ../../nbs/tables/06_run.ipynb #1fc15333
+def run_table(
+    paper: str,
+    scale: str,
+    options: dict[str, str],
+    only: Sequence[str] = (),
+    seeds: str | None = None,
+    jobs_at_once: int | None = None,
+    out: Path | str | None = None,
+    dry_run: bool = False,
+) -> tuple[dict, int]:
+    """Run the rows of a paper's grid that are not done, print the table, and give it as a dict with the number of failed runs.
+
+    `options`: recipe fields that win over the grid's; `only`: names of rows, with wildcards; `seeds`: see `seed_list`;
+    `out`: the folder of runs, results and table; `dry_run`: only say what would run.
+    Raises BadInput where an option, the grid or the data are wrong, KeyboardInterrupt once running rows are saved.
+    """
+    folder = paper_folder(paper)
+    if jobs_at_once is not None and jobs_at_once < 1:
+        raise BadInput(f"--jobs {jobs_at_once}: at least one run at a time is needed.")
+    if Path(options.get("data", "embedded")).exists():
+        options = options | {"data": str(Path(options["data"]).resolve())}
+    rows = read_grid(folder)
+    out = Path(out or f"runs/table-{paper}")
+    jobs, reasons = plan(rows, scale, seed_list(seeds, scale), options, out, only)
+    ahead, why_not = look_ahead(scale, jobs, jobs_at_once, out, not dry_run)
+    about = {"paper": paper, "scale": scale}
+    if dry_run:
+        runs = say_plan(jobs, reasons, paper, why_not)
+        estimate = {"missing": reasons, "estimate": ahead, "refused": why_not}
+        return about | estimate | {"runs": runs}, 0
+    if why_not:
+        raise BadInput(why_not)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        failed = execute(scale, jobs, jobs_at_once, paper, out) if jobs else 0
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on where the rows were") from None
+    return about | report(paper, scale, rows, jobs, reasons, out, bool(only)), failed
+
+
+def report(
+    paper: str,
+    scale: str,
+    rows: list[Row],
+    jobs: list[Job],
+    reasons: dict[str, str],
+    out: Path,
+    only_jobs: bool = False,
+) -> dict:
+    """Print the table with its verdicts, write it in three formats, and give it as a dict.
+
+    `reasons`: why rows cannot run, by name; `only_jobs`: print no rows but those of the jobs.
+    """
+    found = latest(read_rows(out / "results.csv"), scale, {job.name for job in jobs})
     summaries = table_rows(rows, found, reasons)
-    claims = claim_lines(rows, found, args.scale)
-    paths = write_table(out, args.paper, args.scale, summaries, claims)
-    names = {job.row for job in jobs}
-    shown = [one for one in summaries if one["row"] in names] if args.only else summaries
+    claims = claim_lines(rows, found, scale)
+    paths = write_table(out, paper, scale, summaries, claims)
+    shown = summaries
+    if only_jobs:
+        names = {job.row for job in jobs}
+        shown = [one for one in summaries if one["row"] in names]
     print("\n" + render(shown, table_columns(claims, shown)))
     if len(shown) < len(summaries):
         print(f"{len(summaries) - len(shown)} more rows stand in {paths[0]}")
@@ -349,8 +337,6 @@ def report(args, rows, jobs, reasons, out):
             print(f"  {claim_sentence(claim)}")
     print(f"table: {', '.join(map(str, paths))}\nlines: {out / 'results.csv'}")
     return {
-        "paper": args.paper,
-        "scale": args.scale,
         "rows": summaries,
         "claims": claims,
         "results": str(out / "results.csv"),

@@ -26,7 +26,8 @@ from .state import State
 
 # %% ../../nbs/training/06_progress.ipynb #62837cd2
 from ..boxes.errors import BadInput
-from .checkpoint import replacing, why_not_written
+from ..boxes.files import replacing
+from .checkpoint import why_not_written
 
 # %% ../../nbs/training/06_progress.ipynb #c10c4a06
 def append_or_nothing(path: Path, data: bytes) -> None:

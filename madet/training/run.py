@@ -6,13 +6,15 @@ Docs: https://madet.github.io/madet/training/run.html.md"""
 
 # %% auto #0
 __all__ = ['FLIPS', 'names', 'open_splits', 'describe_data', 'trainable_indices', 'fitting_steps', 'run', 'Speaker',
-           'augmentation', 'training_batches', 'scored_batch', 'resolve_steps', 'summary', 'percent']
+           'model_notes', 'augmentation', 'training_batches', 'scored_batch', 'resolve_steps', 'summary', 'percent']
 
 # %% ../../nbs/training/09_run.ipynb #3bc5d17c
 import copy
 import math
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 # %% ../../nbs/training/09_run.ipynb #608e4ead
@@ -21,7 +23,8 @@ import torch
 
 # %% ../../nbs/training/09_run.ipynb #d4a227eb
 from ..boxes.errors import BadInput
-from ..boxes.geometry import Upright
+from ..boxes.files import read_json
+from ..boxes.geometry import Rotated, Upright
 from ..data.augment import Compose, OneOf, RandomFlip, RandomRotate
 from ..data.batches import Batches
 from ..data.embedded import embedded
@@ -29,12 +32,12 @@ from ..data.open_folder import OpenedFolder
 from .checkpoint import load_weights, seed_everything, preserve_rng
 from .distributed import max_over_ranks, processes, rank, wrap_ddp, barrier, world
 from .evaluate import evaluate, resizing, sized, views_of
-from .run_folder import RunFolder, read_json
+from .run_folder import RunFolder
 from .loop import make_plan, supervised_step, train_step, train
 from .resume import resume as resume_state
 from .signals import Interrupted, Signals
 from .state import make_state
-from .recipe import from_flat, merge, scaled_lr, train_sides, turning
+from .recipe import merge, scaled_lr, train_sides, turning, with_values
 from .schedules import length
 from .progress import in_words, peak_memory
 
@@ -44,7 +47,7 @@ def names(text) -> tuple:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def open_splits(recipe, geometry=Upright()) -> dict:
+def open_splits(recipe, geometry: Upright | Rotated = Upright()) -> dict:
     """{"train", "val", "test": Dataset} of a recipe, with the classes of train in all of them."""
     if recipe.data == "embedded":
         return {
@@ -107,7 +110,7 @@ def run(
     resume=False,
     given=None,
     device="",
-    geometry=Upright(),
+    geometry: Upright | Rotated | Callable = Upright(),
     step_fn=supervised_step,
     minutes=20.0,
     tensorboard=False,
@@ -118,10 +121,11 @@ def run(
 ) -> dict:
     """Train a recipe into the folder `out` and return what its metrics.json holds.
 
-    build:    (recipe, own, num_classes) -> detector
+    recipe, method_options: typed and checked; method_options may be None
+    build:    (recipe, method_options, num_classes) -> detector
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: everything counts as typed)
     minutes:  length of a run that has neither steps nor epochs
-    geometry: the kind of box to train on, or a function (own) -> geometry
+    geometry: the kind of box to train on, or a function (method_options) -> geometry
     conclude: called without arguments before metrics.json is written, so that a finished run has what it makes (pictures);
               with several processes the caller does it afterwards, on one of them
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
@@ -137,11 +141,10 @@ def run(
             say(f"{folder.path} is finished already")
             return read_json(folder.metrics)
         params = folder.settle({"scale": scale} | merge(recipe, method_options), resume, given)
-        scale = params["scale"]
-        recipe, method_options = from_flat(
-            {k: v for k, v in params.items() if k != "scale"},
-            None if method_options is None else type(method_options),
-        )
+        if resume:  # what the folder says counts
+            scale = params["scale"]
+            recipe = with_values(recipe, params)
+            method_options = with_values(method_options, params)
         if recipe.total_batch % world():
             raise BadInput(
                 f"--total-batch {recipe.total_batch} cannot be shared by {world()} processes; choose a multiple of {world()}"
@@ -158,7 +161,7 @@ def run(
         model.to(
             device, memory_format=torch.channels_last if channels_last else torch.preserve_format
         )
-        say(*describe_data(parts), *getattr(model, "said", ()), scaled_lr(recipe)[1])
+        say(*describe_data(parts), *model_notes(model), scaled_lr(recipe)[1])
 
         batches = training_batches(recipe, parts["train"], scale)
         state = make_state(model, recipe, slower=slower)
@@ -220,6 +223,14 @@ class Speaker:
             print(sentence, file=self.stream or sys.stderr, flush=True)
 
 
+def model_notes(model) -> list:
+    """What a detector, or else its backbone, says about how it was built: `said`, a text or several."""
+    backbone = getattr(model, "backbone", None)
+    said = getattr(model, "said", None) or getattr(backbone, "said", "")
+    texts = [said] if isinstance(said, str) else said
+    return [text for text in texts if text]
+
+
 FLIPS = {
     "none": (),
     "horizontal": (RandomFlip(),),
@@ -274,7 +285,7 @@ def resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
     if recipe.epochs:
         steps = length(recipe, batches.steps_per_epoch)
     else:
-        trial = make_plan(from_flat(merge(recipe) | {"steps": 100})[0], batches.steps_per_epoch)
+        trial = make_plan(replace(recipe, steps=100), batches.steps_per_epoch)
         steps = fitting_steps(state, step_fn, batches, trial, minutes * 60)
         say(
             f"{steps} steps fit into {minutes:g} minutes here, {steps / batches.steps_per_epoch:.1f} epochs; "
@@ -282,7 +293,7 @@ def resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
         )
     if folder.writes:
         folder.keep(folder.params, params | {"steps": steps})
-    return from_flat(merge(recipe) | {"steps": steps})[0]
+    return replace(recipe, steps=steps)
 
 
 def summary(state, plan, recipe, scale) -> dict:

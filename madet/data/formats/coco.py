@@ -11,6 +11,7 @@ __all__ = ['NUMBER', 'load_json', 'Coco', 'read_coco', 'check_radians']
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,22 @@ from ..sample import Defect
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #b7bbd7cb
 NUMBER = (int, float)
+_JSON_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+}
+_EXPECTED = {list: "a list", str: "a text", NUMBER: "a number"}
 
 
-def _need(row, key: str, kind, where: str):
-    "`row[key]`, checked; `BadInput` names file and key."
+def _required(row: Any, key: str, kind: type | tuple, where: str) -> Any:
+    """`row[key]`, whose type is checked; raises `BadInput` that names file and key."""
     if not isinstance(row, dict):
         raise BadInput(
-            f"{where} is not a JSON object but {_kind(row)}; see cocodataset.org/#format-data for the layout."
+            f"{where} is not a JSON object but {_kind(row)}; "
+            "see cocodataset.org/#format-data for the layout."
         )
     if key not in row:
         raise BadInput(
@@ -34,33 +44,25 @@ def _need(row, key: str, kind, where: str):
         )
     value = row[key]
     if not isinstance(value, kind) or isinstance(value, bool):
+        expected = _EXPECTED.get(kind, "a number or a text")
         raise BadInput(
-            f"{where}.{key} should be {_wanted(kind)} but is {_kind(value)}; write it as COCO does."
+            f"{where}.{key} should be {expected} but is {_kind(value)}; write it as COCO does."
         )
     return value
 
 
-def _kind(value) -> str:
-    return {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        type(None): "null",
-    }.get(type(value), "a number")
+def _kind(value: Any) -> str:
+    return _JSON_KINDS.get(type(value), "a number")
 
 
-def _wanted(kind) -> str:
-    return {list: "a list", str: "a text", NUMBER: "a number"}.get(kind, "a number or a text")
-
-
-def load_json(path: Path):
-    "The content of a JSON file; `BadInput` names file and line."
+def load_json(path: Path | str) -> Any:
+    """The content of a JSON file; raises `BadInput` that names file and line."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise BadInput(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}); write or download the file again."
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}); "
+            "write or download the file again."
         ) from None
     except (UnicodeDecodeError, RecursionError):
         raise BadInput(f"{path}: not a JSON text file; write or download it again.") from None
@@ -68,175 +70,185 @@ def load_json(path: Path):
 # %% ../../../nbs/data/formats/00_coco.ipynb #5445b658
 @dataclass
 class Coco:
-    "A COCO file as it is written: pages with marks, class names in the order of their ids."
+    """A COCO file as it is written: images with annotations, class names in the order of their ids."""
 
     path: Path
-    pages: list[ImageAnnotations]
+    images: list[ImageAnnotations]
     classes: tuple[str, ...]
     rotated: bool = False
     defects: list[Defect] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
+    def complain(self, where: str, what: str) -> None:
+        """Adds a defect."""
+        self.defects.append(Defect(where, what))
 
-def read_coco(path: Path) -> Coco:
-    "Reads a COCO JSON (instances, or close to it); `BadInput` where tables, keys or types are missing."
+
+def read_coco(path: Path | str) -> Coco:
+    """Reads a COCO JSON (instances, or close to it).
+
+    Raises `BadInput` where tables, keys or types are missing.
+    """
     path = Path(path)
     data = load_json(path)
     found = Coco(path, [], ())
     for table in ("images", "categories"):
-        _need(data, table, list, str(path))
+        _required(data, table, list, str(path))
     key = "annotations"
     if key not in data and "annotation" in data:
         key = "annotation"
-        found.defects.append(
-            Defect(f"{path}:{key}", "the key should be 'annotations'; read all the same")
-        )
-    rows = _need(data, key, list, str(path))
-    names = _categories(data["categories"], found)
-    pages = _images(data["images"], found)
-    _annotations(rows, key, names, pages, found)
-    found.pages = list(pages.values())
+        found.complain(f"{path}:{key}", "the key should be 'annotations'; read all the same")
+    rows = _required(data, key, list, str(path))
+    names = _read_categories(data["categories"], found)
+    images = _read_images(data["images"], found)
+    _read_annotations(rows, key, names, images, found)
+    found.images = list(images.values())
     return found
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #00a7a750
-def _categories(rows: list, found: Coco) -> dict:
-    "Names by id, in the order of the ids."
+def _read_categories(rows: list, found: Coco) -> dict[int | float, str]:
+    """Names by id, in the order of the ids."""
     names = {}
     for i, row in enumerate(rows):
         where = f"{found.path}:categories[{i}]"
-        ident, name = _need(row, "id", NUMBER, where), _need(row, "name", str, where)
-        if ident in names or name in names.values():
-            found.defects.append(
-                Defect(
-                    where,
-                    f"category {ident} {name!r} repeats an id or a name; the first one counts",
-                )
+        category_id = _required(row, "id", NUMBER, where)
+        name = _required(row, "name", str, where)
+        if category_id in names or name in names.values():
+            found.complain(
+                where,
+                f"category {category_id} {name!r} repeats an id or a name; the first one counts",
             )
-            names.setdefault(ident, name)
-        else:
-            names[ident] = name
+        names.setdefault(category_id, name)
     if not names:
         raise BadInput(
             f"{found.path}:categories is empty; a detector needs at least one class, list them there."
         )
     names = dict(sorted(names.items()))
-    ids, first = list(names), min(names)
-    if first == 0:
-        found.defects.append(
-            Defect(
-                f"{found.path}:categories",
-                "category ids begin at 0, COCO's at 1; read all the same",
-            )
-        )
-    if ids != list(range(int(first), int(first) + len(ids))):
-        found.said.append(
-            f"Category ids of {found.path.name} have gaps ({len(ids)} ids from {ids[0]} to {ids[-1]}); labels are their order, 0 to {len(ids) - 1}."
-        )
+    _check_category_ids(list(names), found)
     found.classes = tuple(dict.fromkeys(names.values()))
     return names
 
 
-def _images(rows: list, found: Coco) -> dict:
-    "Pages by image id."
-    pages, renamed = {}, 0
+def _check_category_ids(ids: list[int | float], found: Coco) -> None:
+    """Says where sorted ids begin at 0 or have gaps."""
+    if ids[0] == 0:
+        found.complain(
+            f"{found.path}:categories", "category ids begin at 0, COCO's at 1; read all the same"
+        )
+    first = int(ids[0])
+    if ids != list(range(first, first + len(ids))):
+        found.said.append(
+            f"Category ids of {found.path.name} have gaps "
+            f"({len(ids)} ids from {ids[0]} to {ids[-1]}); "
+            f"labels are their order, 0 to {len(ids) - 1}."
+        )
+
+# %% ../../../nbs/data/formats/00_coco.ipynb #a5ca80c1
+def _read_images(rows: list, found: Coco) -> dict[int | str, ImageAnnotations]:
+    """Images by id, without annotations yet."""
+    images, renamed = {}, 0
     for i, row in enumerate(rows):
         where = f"{found.path}:images[{i}]"
-        ident = _need(row, "id", (int, str), where)
-        name = "filename" if "file_name" not in row and "filename" in row else "file_name"
-        renamed += name == "filename"
-        if ident in pages:
-            found.defects.append(
-                Defect(
-                    where,
-                    f"image id {ident} is used twice; the first image has it, this one is left out",
-                )
+        image_id = _required(row, "id", (int, str), where)
+        key = "file_name"
+        if key not in row and "filename" in row:
+            key = "filename"
+            renamed += 1
+        if image_id in images:
+            found.complain(
+                where,
+                f"image id {image_id} is used twice; the first image has it, this one is left out",
             )
             continue
-        size = (
-            (_need(row, "width", NUMBER, where), _need(row, "height", NUMBER, where))
-            if "width" in row and "height" in row
-            else None
-        )
-        pages[ident] = ImageAnnotations(
-            _need(row, name, str, where).replace("\\", "/"), where, [], size, ident
-        )
+        size = _declared_size(row, where)
+        name = _required(row, key, str, where).replace("\\", "/")
+        images[image_id] = ImageAnnotations(name, where, [], size, image_id)
     if renamed:
-        found.defects.append(
-            Defect(
-                f"{found.path}:images",
-                f"{renamed} images carry 'filename' where COCO has 'file_name'; read all the same",
-            )
+        found.complain(
+            f"{found.path}:images",
+            f"{renamed} images carry 'filename' where COCO has 'file_name'; read all the same",
         )
-    return pages
+    return images
+
+
+def _declared_size(row: dict, where: str) -> tuple | None:
+    """(width, height) where both are declared."""
+    if "width" not in row or "height" not in row:
+        return None
+    return _required(row, "width", NUMBER, where), _required(row, "height", NUMBER, where)
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #319b690c
-def _annotations(rows: list, key: str, names: dict, pages: dict, found: Coco):
-    "Marks into their pages; rows that point nowhere become defects."
+def _read_annotations(rows: list, key: str, names: dict, images: dict, found: Coco) -> None:
+    """Adds annotations to their images; rows that point nowhere become defects."""
     seen = set()
-    crowdless = 0
-    fives = 0
+    without_crowd = 0
+    rotated = 0
     for i, row in enumerate(rows):
         where = f"{found.path}:{key}[{i}]"
-        image = _need(row, "image_id", (int, str), where)
-        category = _need(row, "category_id", NUMBER, where)
-        box = _need(row, "bbox", list, where)
-        if len(box) not in (4, 5) or any(
-            not isinstance(x, NUMBER) or isinstance(x, bool) for x in box
-        ):
-            raise BadInput(
-                f"{where}.bbox should be four numbers (left, top, width, height) or five (with an angle) but is {str(box)[:60]}; write it anew."
-            )
-        if row.get("id") is not None and str(row["id"]) in seen:
-            found.defects.append(
-                Defect(where, f"annotation id {row['id']} is used twice; the object is kept")
-            )
-        seen.add(str(row.get("id")))
-        if image not in pages:
-            found.defects.append(
-                Defect(where, f"image_id {image} is in no entry of images; dropped")
-            )
-        elif category not in names:
-            found.defects.append(
-                Defect(where, f"category_id {category} is in no entry of categories; dropped")
-            )
-        else:
-            crowdless, fives = crowdless + ("iscrowd" not in row), fives + (len(box) == 5)
-            pages[image].marks.append(_mark(row, box, names[category], where, found))
-    found.rotated = fives > 0
-    if crowdless:
-        found.defects.append(
-            Defect(f"{found.path}:{key}", f"{crowdless} annotations have no 'iscrowd'; taken as 0")
+        image_id = _required(row, "image_id", (int, str), where)
+        category = _required(row, "category_id", NUMBER, where)
+        box = _checked_box(row, where)
+        annotation_id = str(row.get("id"))
+        if row.get("id") is not None and annotation_id in seen:
+            found.complain(where, f"annotation id {row['id']} is used twice; the object is kept")
+        seen.add(annotation_id)
+        if image_id not in images:
+            found.complain(where, f"image_id {image_id} is in no entry of images; dropped")
+            continue
+        if category not in names:
+            found.complain(where, f"category_id {category} is in no entry of categories; dropped")
+            continue
+        without_crowd += "iscrowd" not in row
+        rotated += len(box) == 5
+        annotation = _read_annotation(row, box, names[category], where, found)
+        images[image_id].annotations.append(annotation)
+    found.rotated = rotated > 0
+    if without_crowd:
+        found.complain(
+            f"{found.path}:{key}", f"{without_crowd} annotations have no 'iscrowd'; taken as 0"
         )
-    if fives:
+    if rotated:
         found.said.append(
-            f"{found.path.name} has five numbers a box: centre, width, height and an angle in radians, clockwise on the image."
+            f"{found.path.name} has five numbers a box: centre, width, height "
+            "and an angle in radians, clockwise on the image."
         )
 
 
-def _mark(row: dict, box: list, name: str, where: str, found: Coco) -> Annotation:
+def _checked_box(row: dict, where: str) -> list:
+    """Four or five numbers of `bbox`; raises `BadInput` for anything else."""
+    box = _required(row, "bbox", list, where)
+    numeric = all(isinstance(x, NUMBER) and not isinstance(x, bool) for x in box)
+    if len(box) not in (4, 5) or not numeric:
+        raise BadInput(
+            f"{where}.bbox should be four numbers (left, top, width, height) or five "
+            f"(with an angle) but is {str(box)[:60]}; write it anew."
+        )
+    return box
+
+# %% ../../../nbs/data/formats/00_coco.ipynb #ec3ecc9f
+def _read_annotation(row: dict, box: list, name: str, where: str, found: Coco) -> Annotation:
     ignore = any(bool(row.get(flag)) for flag in ("iscrowd", "ignore", "difficult"))
     if len(box) == 5:
         check_radians(box[4], where)
-    shape, numbers = (
-        ("cxcywhr", tuple(box))
-        if len(box) == 5
-        else ("xyxy", (box[0], box[1], box[0] + box[2], box[1] + box[3]))
-    )
-    return Annotation(
-        name, shape, numbers, ignore, _outline(row.get("segmentation"), where, found), where
-    )
+        shape, numbers = "cxcywhr", tuple(box)
+    else:
+        left, top, width, height = box
+        shape, numbers = "xyxy", (left, top, left + width, top + height)
+    outline = _read_outline(row.get("segmentation"), where, found)
+    return Annotation(name, shape, numbers, ignore, outline, where)
 
 
-def check_radians(angle: float, where: str):
-    "`BadInput` for an angle beyond a full turn: degrees, most likely."
+def check_radians(angle: float, where: str) -> None:
+    """Raises `BadInput` for an angle beyond a full turn: degrees, most likely."""
     if abs(angle) > 6.2832 + 1e-2:
         raise BadInput(
-            f"{where}: the angle {angle:g} is beyond a full turn of 6.28 radians, so the file seems to hold degrees; multiply its angles by pi/180."
+            f"{where}: the angle {angle:g} is beyond a full turn of 6.28 radians, "
+            "so the file seems to hold degrees; multiply its angles by pi/180."
         )
 
 
-def _outline(segmentation, where: str, found: Coco) -> list | dict | None:
-    "COCO polygons as `[K, 2]` arrays, run lengths as they are."
+def _read_outline(segmentation: Any, where: str, found: Coco) -> list | dict | None:
+    """COCO polygons as `[K, 2]` arrays, run lengths as they are."""
     if not segmentation:
         return None
     if isinstance(segmentation, dict) and {"size", "counts"} <= set(segmentation):
@@ -247,10 +259,9 @@ def _outline(segmentation, where: str, found: Coco) -> list | dict | None:
     except (TypeError, ValueError):
         parts, sound = [None], []
     if len(sound) < len(parts):
-        found.defects.append(
-            Defect(
-                f"{where}.segmentation",
-                "an outline needs at least three corners and two finite numbers each; that part is left out",
-            )
+        found.complain(
+            f"{where}.segmentation",
+            "an outline needs at least three corners and two finite numbers each; "
+            "that part is left out",
         )
     return sound or None

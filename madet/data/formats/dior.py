@@ -8,32 +8,38 @@ Docs: https://madet.github.io/madet/data/formats/dior.html.md"""
 __all__ = ['read_dior']
 
 # %% ../../../nbs/data/formats/05_dior.ipynb #45681e68
-from dataclasses import replace
 from pathlib import Path
 
-from ..class_lists import DIOR, spelled
 from ..annotations import ImageAnnotations
+from ..class_lists import DIOR, spelled
 from .voc import Node, number, read_voc, upright_box
 
 # %% ../../../nbs/data/formats/05_dior.ipynb #bd00e271
-_CORNERS = tuple(
-    f"{axis}_{corner}"
-    for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
-    for axis in "xy"
+_CORNERS = (
+    "x_left_top",
+    "y_left_top",
+    "x_right_top",
+    "y_right_top",
+    "x_right_bottom",
+    "y_right_bottom",
+    "x_left_bottom",
+    "y_left_bottom",
 )
 
 
-def read_dior(path: Path) -> ImageAnnotations:
-    "Marks of one DIOR-R file: four corners each, or an upright box; names as DIOR spells them. `BadInput` where a tag is missing."
-    page = read_voc(path, _corners_or_box)
-    page.marks = [replace(mark, name=spelled(mark.name, DIOR)) for mark in page.marks]
-    return page
+def read_dior(path: Path | str) -> ImageAnnotations:
+    """Annotations of one DIOR-R file: four corners each, or an upright box.
+
+    Names become those of DIOR, capital letters aside. Raises `BadInput` where a tag is missing.
+    """
+    image = read_voc(path, _corners_or_box)
+    for annotation in image.annotations:
+        annotation.name = spelled(annotation.name, DIOR)
+    return image
 
 
 def _corners_or_box(node: Node, path: Path) -> tuple[str, tuple]:
-    turned = node.first("robndbox")
-    return (
-        upright_box(node, path)
-        if turned is None
-        else ("quad", tuple(number(turned, tag, path) for tag in _CORNERS))
-    )
+    rotated = node.first("robndbox")
+    if rotated is None:
+        return upright_box(node, path)
+    return "quad", tuple(number(rotated, tag, path) for tag in _CORNERS)

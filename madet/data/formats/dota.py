@@ -17,15 +17,13 @@ from ..sample import Defect
 
 # %% ../../../nbs/data/formats/02_dota.ipynb #db2fdeee
 def parse_line(line: str, where: str) -> Annotation | str:
-    "The mark on a line `x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]` (blanks or commas), or a sentence about what is wrong with it."
+    """The annotation on a line `x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]`, or what is wrong with it.
+
+    Fields are separated by blanks or commas.
+    """
     fields = line.replace(",", " ").split()
-    numbers_first = _leading(fields)
-    if 4 <= numbers_first < len(fields) and numbers_first != 8:
-        return f"{numbers_first} numbers before the class where eight are needed" + (
-            f": {numbers_first // 2} corners are not four" if numbers_first % 2 == 0 else ""
-        )
-    if len(fields) < 9:
-        return f"{len(fields)} field{'s' * (len(fields) > 1)} where eight numbers and a class are needed"
+    if trouble := _wrong_count(fields):
+        return trouble
     try:
         numbers = tuple(float(field) for field in fields[:8])
     except ValueError:
@@ -37,53 +35,70 @@ def parse_line(line: str, where: str) -> Annotation | str:
         return f"difficulty {words[1]} is not 0, 1 or 2"
     if any(map(_is_number, words[1:])) or (len(fields) == 9 and _is_number(words[0])):
         return "numbers where the class should be: two lines glued together, or a column too many"
-    return Annotation(
-        " ".join(words), "quad", numbers, difficult != "0", None, where, int(difficult)
-    )
+    name = " ".join(words)
+    return Annotation(name, "quad", numbers, difficult != "0", None, where, int(difficult))
 
 
-def _leading(fields: list[str]) -> int:
-    "How many numbers stand at the beginning."
-    return next((i for i, field in enumerate(fields) if not _is_number(field)), len(fields))
+def _wrong_count(fields: list[str]) -> str:
+    """What is wrong with the number of fields ('' = nothing)."""
+    leading = _count_leading_numbers(fields)
+    if 4 <= leading < len(fields) and leading != 8:
+        corners = f": {leading // 2} corners are not four" if leading % 2 == 0 else ""
+        return f"{leading} numbers before the class where eight are needed{corners}"
+    if len(fields) < 9:
+        plural = "s" if len(fields) > 1 else ""
+        return f"{len(fields)} field{plural} where eight numbers and a class are needed"
+    return ""
 
 
-_HEADER = re.compile(r"\s*[A-Za-z][A-Za-z _-]*:")  # imagesource:, gsd:, acquisition dates:
-
-
-def read_dota(path: Path) -> ImageAnnotations:
-    "Marks of one DOTA text file (header lines skipped); lines that cannot be read become defects, `BadInput` if none is anything like an object."
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    page = ImageAnnotations(path.stem, str(path), image_id=path.stem)
-    for i, line in enumerate(lines, 1):
-        if not line.strip() or _HEADER.match(line):
-            continue
-        mark = parse_line(line, f"{path}:{i}")
-        if isinstance(mark, Annotation):
-            page.marks.append(mark)
-        else:
-            page.defects.append(
-                Defect(
-                    f"{path}:{i}",
-                    f"{mark}; the line is left out, write it as x1 y1 x2 y2 x3 y3 x4 y4 class difficult",
-                )
-            )
-    if (
-        page.defects
-        and not page.marks
-        and not any(
-            6 <= _leading(fields) < len(fields)
-            for fields in (line.replace(",", " ").split() for line in lines)
-        )
-    ):
-        raise BadInput(
-            f"{page.defects[0].where}: {page.defects[0].what.split(';')[0]}, and no other line of the file is an object; DOTA lines are x1 y1 x2 y2 x3 y3 x4 y4 class difficult."
-        )
-    return page
+def _count_leading_numbers(fields: list[str]) -> int:
+    """How many numbers stand at the beginning."""
+    for i, field in enumerate(fields):
+        if not _is_number(field):
+            return i
+    return len(fields)
 
 
 def _is_number(field: str) -> bool:
     try:
-        return bool(float(field)) or True
+        float(field)
     except ValueError:
         return False
+    return True
+
+# %% ../../../nbs/data/formats/02_dota.ipynb #d9852aa3
+_HEADER = re.compile(r"\s*[A-Za-z][A-Za-z _-]*:")  # imagesource:, gsd:, acquisition dates:
+_LAYOUT = "x1 y1 x2 y2 x3 y3 x4 y4 class difficult"
+
+
+def read_dota(path: Path | str) -> ImageAnnotations:
+    """Annotations of one DOTA text file, header lines skipped.
+
+    Lines that cannot be read become defects; raises `BadInput` where none is anything like an object.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    image = ImageAnnotations(path.stem, str(path), image_id=path.stem)
+    for i, line in enumerate(lines, 1):
+        if not line.strip() or _HEADER.match(line):
+            continue
+        where = f"{path}:{i}"
+        annotation = parse_line(line, where)
+        if isinstance(annotation, Annotation):
+            image.annotations.append(annotation)
+        else:
+            what = f"{annotation}; the line is left out, write it as {_LAYOUT}"
+            image.defects.append(Defect(where, what))
+    if image.defects and not image.annotations and not any(map(_is_like_an_object, lines)):
+        first = image.defects[0]
+        raise BadInput(
+            f"{first.where}: {first.what.split(';')[0]}, "
+            f"and no other line of the file is an object; DOTA lines are {_LAYOUT}."
+        )
+    return image
+
+
+def _is_like_an_object(line: str) -> bool:
+    """Whether six numbers or more stand before something else."""
+    fields = line.replace(",", " ").split()
+    return 6 <= _count_leading_numbers(fields) < len(fields)

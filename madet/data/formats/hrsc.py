@@ -11,43 +11,43 @@ __all__ = ['read_hrsc']
 from pathlib import Path
 
 from ...boxes.errors import BadInput
-from .coco import check_radians
 from ..annotations import Annotation, ImageAnnotations
+from .coco import check_radians
 from .voc import Node, is_difficult, number, odd_bytes, read_xml, wanted
 
 # %% ../../../nbs/data/formats/04_hrsc.ipynb #d71cf116
-def read_hrsc(path: Path, types: bool = False) -> ImageAnnotations:
-    "Marks of one HRSC2016 file, all called ship or (`types`) by their Class_ID; `BadInput` where a tag is missing or angles are degrees."
+def read_hrsc(path: Path | str, types: bool = False) -> ImageAnnotations:
+    """Annotations of one HRSC2016 file, all called ship or (`types`) by their Class_ID.
+
+    Raises `BadInput` where a tag is missing or angles are degrees.
+    """
     path = Path(path)
     root = read_xml(path)
     if root.tag != "HRSC_Image":
         raise BadInput(
-            f"{path}:{root.line}: the file begins with <{root.tag}>, HRSC2016's files with <HRSC_Image>; is it a label file?"
+            f"{path}:{root.line}: the file begins with <{root.tag}>, "
+            "HRSC2016's files with <HRSC_Image>; is it a label file?"
         )
-    page = ImageAnnotations(
-        path.stem, str(path), [], _size(root, path), path.stem, defects=odd_bytes(root, path)
-    )
+    size = _size(root, path)
+    image = ImageAnnotations(path.stem, str(path), [], size, path.stem, odd_bytes(root, path))
     for node in wanted(root, "HRSC_Objects", path).all("HRSC_Object"):
-        page.marks.append(_mark(node, path, types))
-    return page
+        image.annotations.append(_read_object(node, path, types))
+    return image
 
 
-def _mark(node: Node, path: Path, types: bool) -> Annotation:
+def _read_object(node: Node, path: Path, types: bool) -> Annotation:
+    where = f"{path}:{node.line}"
     name = wanted(node, "Class_ID", path).text.strip() if types else "ship"
     if not name:
-        raise BadInput(
-            f"{path}:{node.line}: the object has an empty <Class_ID>; write its number there."
-        )
+        raise BadInput(f"{where}: the object has an empty <Class_ID>; write its number there.")
     numbers = tuple(number(node, f"mbox_{tag}", path) for tag in ("cx", "cy", "w", "h", "ang"))
     check_radians(numbers[4], f"{path}:{wanted(node, 'mbox_ang', path).line}")
     difficulty = is_difficult(node)
-    return Annotation(
-        name, "cxcywhr", numbers, difficulty > 0, None, f"{path}:{node.line}", difficulty
-    )
+    return Annotation(name, "cxcywhr", numbers, difficulty > 0, None, where, difficulty)
 
 
-def _size(root: Node, path: Path) -> tuple[int, int] | None:
-    "(width, height) as declared; None where the file says nothing or zero."
+def _size(root: Node, path: Path) -> tuple[float, float] | None:
+    """(width, height) as declared; None where the file says nothing or zero."""
     if root.first("Img_SizeWidth") is None or root.first("Img_SizeHeight") is None:
         return None
     width = number(root, "Img_SizeWidth", path)

@@ -1,4 +1,4 @@
-"""VOC XML with a turned box inside, and the two ways to misread its angle
+"""VOC XML with a rotated box inside, and the two ways to misread its angle
 
 Docs: https://madet.github.io/madet/data/formats/rolabel.html.md"""
 
@@ -10,20 +10,23 @@ __all__ = ['read_rolabel']
 # %% ../../../nbs/data/formats/03_rolabel.ipynb #7a34f53a
 from pathlib import Path
 
-from .coco import check_radians
 from ..annotations import ImageAnnotations
+from .coco import check_radians
 from .voc import Node, number, read_voc, upright_box
 
 # %% ../../../nbs/data/formats/03_rolabel.ipynb #1e20a6cb
-def read_rolabel(path: Path) -> ImageAnnotations:
-    "Marks of one roLabelImg file: turned boxes (radians, clockwise on the image) and upright ones; `BadInput` for degrees."
-    return read_voc(path, _either_box)
+def read_rolabel(path: Path | str) -> ImageAnnotations:
+    """Annotations of one roLabelImg file: rotated boxes (radians, clockwise on the image) and upright ones.
+
+    Raises `BadInput` for degrees and missing tags.
+    """
+    return read_voc(path, _rotated_or_upright_box)
 
 
-def _either_box(node: Node, path: Path) -> tuple[str, tuple]:
-    turned = node.first("robndbox")
-    if turned is None:
+def _rotated_or_upright_box(node: Node, path: Path) -> tuple[str, tuple]:
+    rotated = node.first("robndbox")
+    if rotated is None:
         return upright_box(node, path)
-    numbers = tuple(number(turned, tag, path) for tag in ("cx", "cy", "w", "h", "angle"))
-    check_radians(numbers[4], f"{path}:{turned.line}")
+    numbers = tuple(number(rotated, tag, path) for tag in ("cx", "cy", "w", "h", "angle"))
+    check_radians(numbers[4], f"{path}:{rotated.line}")
     return "cxcywhr", numbers

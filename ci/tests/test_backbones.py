@@ -1,4 +1,4 @@
-"""Every large trunk carries an ATSS detector through a training step; the deformable layer goes through a real compiler."""
+"""Every large backbone carries an ATSS detector through a training step; the deformable layer goes through a real compiler."""
 
 import shutil
 from types import SimpleNamespace
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from madet.detectors.dense import atss_detector
-from madet.methods.names import BACKBONES, match_norm
+from madet.methods.load import match_norm
+from madet.methods.names import BACKBONES
 from madet.nets.deform import DeformConv
 from madet.nets.res2net import res2net
 from madet.nets.resnet import resnet
@@ -33,7 +34,7 @@ def test_a_step_of_atss(name):
 
 
 @pytest.mark.parametrize("name", ["resnet50-dcn", "res2net101"])
-def test_trained_batch_norm_finds_its_trunk_again(name):
+def test_trained_batch_norm_finds_its_backbone_again(name):
     make = res2net if name.startswith("res2net") else resnet
     trained = make(name, None, norm="bn_frozen_stats").state_dict()
     model = match_norm(
