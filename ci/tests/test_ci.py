@@ -278,7 +278,8 @@ def test_readme_bridge():
                 cell("raw", "---\ntitle: name\ndescription: A sentence\n---"),
                 cell(
                     "markdown",
-                    "[a](boxes/00_upright.ipynb#x) [b](../papers/atss/paper.md) [c](https://a.b/c) [d](#here)\n```\n[e](f)\n```",
+                    "[a](boxes/00_upright.ipynb#x) [b](../papers/atss/paper.md) [c](https://a.b/c) "
+                    "[d](#here)\n```\n[e](f)\n```",
                 ),
                 cell("code", "#| hide\n1", outputs=[{"data": {"text/plain": "secret"}}]),
                 cell(

@@ -1,6 +1,7 @@
 """The paper's recipe on a folder of COCO's layout: what is said before it starts, and that it trains as published.
 
-The published schedule, written out by hand: SGD at 0.01 for 16 images, linear warm-up of 500 iterations from a thousandth
+The published schedule, written out by hand: SGD at 0.01 for 16 images, linear warm-up of 500 iterations
+from a thousandth
 of it, a tenth after epochs 8 and 11 of 12; COCO's 117,266 images with objects are 7,330 iterations an epoch.
 """
 
@@ -159,7 +160,10 @@ def test_the_rows_with_multi_scale_training_have_the_published_recipe(tmp_path):
 
 
 def train_some(monkeypatch, data, out, steps, batch):
-    """The row `atss` on few images with the length of COCO, `steps` of it really taken: (metrics, plan and optimiser of the run, log)."""
+    """The row `atss` on few images with the length of COCO, `steps` of it really taken.
+
+    (metrics, plan and optimiser of the run, log).
+    """
     epoch = (
         8 // batch
     )  # steps of an epoch here; epochs and milestones are stretched to COCO's steps

@@ -107,7 +107,8 @@ def test_adding_a_method_as_the_guide_says(root, tmp_path):
             ("code", "#| default_exp assigners.best_few"),
             (
                 "code",
-                "#| export\nimport torch\n\nfrom madet.assigners.atss import atss_candidates\nfrom madet.assigners.max_iou import BACKGROUND, IGNORED, inside_ignored\n"
+                "#| export\nimport torch\n\nfrom madet.assigners.atss import atss_candidates\nfrom "
+                "madet.assigners.max_iou import BACKGROUND, IGNORED, inside_ignored\n"
                 "from madet.boxes.geometry import Upright",
             ),
             ("code", "#| export\n" + cell_with(guide, "@torch.no_grad()\ndef best_few")),
