@@ -166,6 +166,12 @@ class RunFiles:
         self.metrics = self.path / "metrics.json"
         self.trouble = self.path / "not_finite.json"
 
+    def clear(self) -> None:
+        """Remove what an unfinished start left, where this process may write."""
+        if self.writes:
+            for leftover in (self.log, self.best, self.metrics, self.env, self.trouble):
+                leftover.unlink(missing_ok=True)
+
     def keep(self, path: Path, value: Any) -> None:
         """Write a JSON file of this run. Raises BadInput where that is impossible."""
         try:
@@ -205,9 +211,7 @@ class RunFolder(RunFiles):
                     "continue it with --resume, or choose another --out"
                 )
             return "resumed"
-        if self.writes:
-            for leftover in (self.log, self.best, self.metrics, self.env, self.trouble):
-                leftover.unlink(missing_ok=True)
+        self.clear()
         return "new"
 
     def settle(
