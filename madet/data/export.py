@@ -24,7 +24,7 @@ from torch import Tensor
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .class_lists import HRSC
-from .discover import canonical
+from .split_names import canonical
 from .open_folder import OpenedFolder
 from .sample import Dataset, Defect, Record
 
