@@ -24,6 +24,7 @@ def write(path, text):
     return path
 
 
+TOPS = "__main__ cli commands parsers options".split()
 ROOMS = (
     "boxes data data/formats nets losses metrics figures assigners heads detectors training methods tables parity"
 ).split()
@@ -35,7 +36,7 @@ def package(tmp_path):
     for room in ROOMS:
         write(tmp_path / "madet" / room / "__init__.py", "")
     write(tmp_path / "madet/__init__.py", '__version__ = "0.1.0"\n')
-    for top in ("__main__", "cli", "options"):
+    for top in TOPS:
         write(tmp_path / f"madet/{top}.py", "")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
@@ -117,7 +118,7 @@ def test_the_tree_itself_keeps_the_floors(root):
     ],
 )
 def test_a_planted_module_is_found(package, check, text, sentence):
-    for top in ("__main__", "cli", "options"):
+    for top in TOPS:
         write(package / f"madet/{top}.py", '"""One sentence."""\n')
     write(package / "setup.py", "")
     assert getattr(checks, check)(package)[1] == []

@@ -6,7 +6,7 @@ import pytest
 
 IDEAS = {
     "ATSS's threshold": ("assigners/atss.py", "adaptive_threshold"),
-    "MADet's quality score": ("assigners/madet.py", "discounted_overlap"),
+    "MADet's quality score": ("assigners/madet.py", "quality_score"),
     "the shared deformable offset": ("heads/shared_deform.py", "SharedDeformInteraction"),
     "mutual reweighting of the losses": ("losses/madet.py", "weighted_focal"),
     "exact rotated IoU": ("boxes/rotated_iou.py", "rotated_iou"),

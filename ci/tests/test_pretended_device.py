@@ -449,7 +449,7 @@ LOSSES |= {
 THROUGH_NAMES = {
     getattr(loss, "func", loss).__name__ for loss, _ in rotated.LOSSES.values()
 }  # tried as "rotated ..."
-NO_LOSSES = {"at_least_float32", "overlap_loss", "rotated_loss", "default_weight"}
+NO_LOSSES = {"at_least_float32", "overlap_loss", "rotated_loss", "default_weight", "needs_encoded"}
 
 
 def public_functions(package):
