@@ -1,4 +1,7 @@
-"""Documented names of a module, read from its source: signature, docstring, comments beside parameters, code. Used by ci/docs.py."""
+"""Documented names of a module, read from its source.
+
+Signature, docstring, comments beside parameters, code. Used by ci/docs.py.
+"""
 
 import ast
 import inspect
@@ -55,7 +58,10 @@ def cell(text):
 
 
 def parameters(one):
-    """A table of what stands beside the parameters of a function, or of a dataclass's fields; empty where nothing does."""
+    """A table of what stands beside the parameters of a function, or of a dataclass's fields.
+
+    Empty where nothing does.
+    """
     node = one.node
     if isinstance(node, ast.FunctionDef):
         args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -77,7 +83,8 @@ def parameters(one):
         if isinstance(field, ast.AnnAssign):
             default = f"`{cell(ast.unparse(field.value))}`" if field.value else ""
             rows.append(
-                f"| `{field.target.id}` | `{cell(ast.unparse(field.annotation))}` | {default} | {cell(beside.get(field.target.id, ''))} |\n"
+                f"| `{field.target.id}` | `{cell(ast.unparse(field.annotation))}` | {default} | "
+                f"{cell(beside.get(field.target.id, ''))} |\n"
             )
     return "".join(["| field | type | default | what |\n|---|---|---|---|\n"] * bool(rows) + rows)
 
@@ -93,7 +100,10 @@ def methods(node):
                 flag = "".join(
                     f":{word}:\n" for word in ("staticmethod", "classmethod") if word in kind
                 )
-                yield f":::{{py:method}} {one.name}{signature(one, 'staticmethod' not in kind)}\n{flag}\n{docstring(one)}\n:::\n"
+                yield (
+                    f":::{{py:method}} {one.name}{signature(one, 'staticmethod' not in kind)}\n{flag}\n"
+                    f"{docstring(one)}\n:::\n"
+                )
 
 
 def source(one):
@@ -107,7 +117,10 @@ def source(one):
         del lines[first.lineno - start : first.end_lineno - start + 1]
     code = highlight("\n".join(lines), PythonLexer(), HtmlFormatter())
     shown = " open" * (len(one.lines) <= OPEN_UP_TO)
-    return f'~~~{{raw}} html\n<details class="source"{shown}><summary>Source</summary>\n<div class="highlight-python">{code}</div></details>\n~~~\n'
+    return (
+        f'~~~{{raw}} html\n<details class="source"{shown}><summary>Source</summary>\n<div '
+        f'class="highlight-python">{code}</div></details>\n~~~\n'
+    )
 
 
 def entry(module, one, level):
@@ -122,6 +135,7 @@ def entry(module, one, level):
     else:
         head, arguments = "function", signature(node)
     return (
-        f"{'#' * level} `{node.name}`\n\n:::::{{py:{head}}} {node.name}{arguments}\n:module: {module}\n\n{docstring(node)}\n\n"
+        f"{'#' * level} `{node.name}`\n\n:::::{{py:{head}}} {node.name}{arguments}\n:module: "
+        f"{module}\n\n{docstring(node)}\n\n"
         f"{parameters(one)}\n{inside}\n:::::\n\n{source(one)}"
     )

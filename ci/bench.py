@@ -1,7 +1,9 @@
 """Benchmarks behind `ci/bench`: sides by turns in one run on the same work, medians, ratios, memory peaks.
 
-A ratio is the median over rounds of ours divided by the yardstick's in the same round, so that slow drift of the machine
-cancels; `ratio_cpu` is the same of processor time, which a busy neighbour disturbs less. What is compared: bench_parts.py.
+A ratio is the median over rounds of ours divided by the yardstick's in the same round, so that slow drift
+of the machine
+cancels; `ratio_cpu` is the same of processor time, which a busy neighbour disturbs less. What is compared:
+bench_parts.py.
 """
 
 import argparse
@@ -113,7 +115,10 @@ def processor_seconds():
 
 
 def by_turns(works, seconds, rounds, warm=True, wait=lambda: None):
-    """{name: [(wall, processor) seconds, ...]}: A B C A B C ..., at least `rounds` times and until `seconds` a side are spent."""
+    """{name: [(wall, processor) seconds, ...]}.
+
+    A B C A B C ..., at least `rounds` times and until `seconds` a side are spent.
+    """
     if warm:
         for work in works.values():
             work()
@@ -148,7 +153,10 @@ def spread(samples, images=0):
 
 
 def compare(samples, aim, by_processor):
-    """Ratios of the first side to every other; on one CPU thread processor time decides whether the aim is met, as a neighbour cannot stretch it."""
+    """Ratios of the first side to every other.
+
+    On one CPU thread processor time decides whether the aim is met, as a neighbour cannot stretch it.
+    """
     ours, *others = samples
     rows = []
     for other in others:
@@ -258,7 +266,9 @@ def run_contest(contest, options, number):
 
 
 def share_of_rate(work, ms, rate):
-    """Operations of one call as torch counts them (matrix products and convolutions), and how near they come to `rate` TFLOP/s."""
+    """Operations of one call as torch counts them (matrix products and convolutions), and how near they
+    come to `rate` TFLOP/s.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -357,7 +367,8 @@ def run(parts, options, quick=False, tell=lambda text: None):
     before = answer["environment"]["load_before"]
     if before > 0.5:
         tell(
-            f"\nOther work ran on this machine (load {before:.1f} on {os.cpu_count()} cores): believe ratios of processor time, not times."
+            f"\nOther work ran on this machine (load {before:.1f} on {os.cpu_count()} cores): believe "
+            "ratios of processor time, not times."
         )
     return answer
 
@@ -366,7 +377,11 @@ def heading(env, options):
     """Machine and versions, in two lines."""
     versions = ", ".join(f"{name} {number}" for name, number in env["versions"].items())
     gpu = f", {env['gpu']} with CUDA {env['cuda']}" if env["gpu"] else ""
-    return f"{env['processor']}, {env['cores']} cores, {env['threads']} thread(s), {env['memory_gb']:g} GiB{gpu}; load {env['load_before']:.1f}\n{versions}; commit {env['commit']}"
+    return (
+        f"{env['processor']}, {env['cores']} cores, {env['threads']} thread(s), "
+        f"{env['memory_gb']:g} GiB{gpu}; load {env['load_before']:.1f}\n{versions}; commit "
+        f"{env['commit']}"
+    )
 
 
 def table(row):

@@ -174,7 +174,8 @@ def imports(options, skipped):
 def detectors(options):
     """{name: maker} of ATSS and of torchvision's two on one and the same backbone.
 
-    Backbone: a ResNet with frozen BatchNorm, its stem and first stage frozen too, as published detectors train it (torchvision:
+    Backbone: a ResNet with frozen BatchNorm, its stem and first stage frozen too, as published detectors
+    train it (torchvision:
     trainable_layers=3); pyramids and heads are each method's own and train."""
     from madet.detectors.dense import atss_detector
     from madet.detectors.torchvision import tv_fcos, tv_retinanet
@@ -244,7 +245,8 @@ def training_work(make, options, images, bf16=False):
 
 
 def matrix_rate(device, dtype):
-    """TFLOP/s of a large matrix product, the best of several; on the CPU also of a large 3x3 convolution, whose library is another.
+    """TFLOP/s of a large matrix product, the best of several; on the CPU also of a large 3x3 convolution,
+    whose library is another.
 
     The CPU's is counted in processor time of each thread, as are the shares of it: a neighbour stretches the clock."""
     n = 8192 if device == "cuda" else 1536
@@ -327,7 +329,8 @@ def train(options, skipped):
 
 
 def raw_scores(model, image):
-    """Class logits `[A, C]`, quality logits `[A, 1]` or None where only class scores pass the threshold, the threshold, its power, and the layer of the logits.
+    """Class logits `[A, C]`, quality logits `[A, 1]` or None where only class scores pass the threshold, the
+    threshold, its power, and the layer of the logits.
 
     The power is .5 where the threshold holds for the root of the product of both."""
     if hasattr(model, "backbone"):
@@ -364,7 +367,10 @@ def raw_scores(model, image):
 
 @torch.no_grad()
 def equal_passing(model, image, count):
-    """Shift the class bias until `count` pairs of place and class pass the detector's own score threshold; gives their number."""
+    """Shift the class bias until `count` pairs of place and class pass the detector's own score threshold.
+
+    Gives their number.
+    """
     logits, quality, threshold, power, layer = raw_scores(model, image)
 
     def passing(shift):
@@ -474,7 +480,10 @@ def twins(options):
 
 
 def madet(options, skipped):
-    """A training step, detection of one picture, and where MADet's step goes; at most 1.6 times ATSS's time, 2 in bf16."""
+    """A training step, detection of one picture, and where MADet's step goes.
+
+    At most 1.6 times ATSS's time, 2 in bf16.
+    """
     import bench_profile
 
     sizes = [(options.batch, options.side, options.side)] + [(16, 800, 1344)] * (

@@ -1,6 +1,8 @@
-"""`ci/bench train --profile`, `ci/bench madet --profile`: where a training step of ATSS or MADet goes, by place in the code and kind of work.
+"""`ci/bench train --profile`, `ci/bench madet --profile`: where a training step of ATSS or MADet goes, by
+place in the code and kind of work.
 
-Backward work is counted where its forward work stands (torch.profiler links both by sequence number). The profiler's clock
+Backward work is counted where its forward work stands (torch.profiler links both by sequence number). The
+profiler's clock
 goes on while a neighbour has the processor, so run it on a quiet machine; on CUDA it is the time of kernels.
 """
 
@@ -24,7 +26,8 @@ KINDS = (
     ("optimizer", r"_fused_|sgd"),
     (
         "elementwise, pooling, copies",
-        r"relu|threshold|mul|add|div|copy|cat|where|fill|zero|sigmoid|exp|log|sub|clamp|neg|max|min|upsample|clone|accumulate",
+        r"relu|threshold|mul|add|div|copy|cat|where|fill|zero|sigmoid|exp|log|sub|clamp|neg|max|min"
+        r"|upsample|clone|accumulate",
     ),
 )
 TENTH = 0.1
@@ -206,7 +209,8 @@ def tell_shares(spent, clock, steps, tell, options, name="ATSS"):
         for (place, kind), us in spent.most_common()
     ]
     tell(
-        f"\na training step of {name}, {options.batch} images {options.side}x{options.side}, {options.backbone}, {options.device}: "
+        f"\na training step of {name}, {options.batch} images {options.side}x{options.side}, "
+        f"{options.backbone}, {options.device}: "
         f"{whole / 1000 / steps:,.0f} ms in operators, {1000 * clock:,.0f} ms by the clock under the profiler"
     )
     for row in rows:

@@ -1,7 +1,9 @@
 """The part `rotated` of `ci/bench`: overlaps, suppression, assignment and scores of rotated boxes.
 
-Against torchvision's kernel for overlaps (degrees counter-clockwise; where the installed version has it), shapely, and, with
-`--device cuda`, our own path on the CPU. Aims: overlaps never slower than that kernel; 10,000 boxes suppressed within 1 s; rotated
+Against torchvision's kernel for overlaps (degrees counter-clockwise; where the installed version has it),
+shapely, and, with
+`--device cuda`, our own path on the CPU. Aims: overlaps never slower than that kernel; 10,000 boxes
+suppressed within 1 s; rotated
 ATSS with 50 truths within 30 ms."""
 
 import inspect
@@ -64,7 +66,10 @@ def kernel():
 
 
 def sides_of(ours, options, **others):
-    """{name: maker}: ours first; on CUDA against ourselves on the CPU. `ours(device)` makes the work, others make theirs."""
+    """{name: maker}: ours first.
+
+    On CUDA against ourselves on the CPU. `ours(device)` makes the work, others make theirs.
+    """
     if options.device == "cuda":
         return {
             f"{OURS} on CUDA": partial(ours, "cuda"),
@@ -146,7 +151,9 @@ def gradient_contest(options):
 
 
 def suppression_contests(options):
-    """Greedy at 0.1; the compiled kernel for upright boxes on their hulls shows what the turn costs, the plain loop what a kernel for overlaps alone gives."""
+    """Greedy at 0.1; the compiled kernel for upright boxes on their hulls shows what the turn costs, the
+    plain loop what a kernel for overlaps alone gives.
+    """
     from torchvision.ops import nms
 
     from madet.boxes.geometry import Rotated
@@ -160,9 +167,10 @@ def suppression_contests(options):
             ("crowded", shaken(turned(100, 100.0), count)),
         ):
             scores = torch.rand(count, generator=torch.Generator().manual_seed(3))
-            ours = lambda device, boxes=boxes, scores=scores: partial(
-                rotated_nms, boxes.to(device), scores.to(device), 0.1
-            )  # noqa: E731
+
+            def ours(device, boxes=boxes, scores=scores):
+                return partial(rotated_nms, boxes.to(device), scores.to(device), 0.1)  # noqa: E731
+
             rivals = {
                 "torchvision's nms of the upright hulls": lambda boxes=boxes, scores=scores: (
                     partial(nms, Rotated().enclosing_upright(boxes), scores, 0.1)
@@ -205,7 +213,9 @@ def truths_of(options, count):
 
 
 def assignment_contests(options):
-    """The whole of ATSS, against the table of all overlaps alone, with which programs begin that do not look for candidates first."""
+    """The whole of ATSS, against the table of all overlaps alone, with which programs begin that do not
+    look for candidates first.
+    """
     from madet.assigners.atss import atss
     from madet.boxes.geometry import Rotated
     from madet.boxes.priors import Priors
@@ -232,7 +242,10 @@ def assignment_contests(options):
 
 
 def tiles_scene(count, seed=0):
-    """(truths, results, classes) of `count` tiles: 30 objects of 15 classes each, 100 detections of which some are right."""
+    """(truths, results, classes) of `count` tiles.
+
+    30 objects of 15 classes each, 100 detections of which some are right.
+    """
     truths = []
     results = []
     classes = [f"class {c}" for c in range(15)]

@@ -100,7 +100,8 @@ def install(python, root, log):
         ]
         say("\n".join(["", *errors[-15:], ""]))
         give_up(
-            f"Installing failed; all of pip's output is in {log}. If the network or a proxy is the cause, set PIP_INDEX_URL "
+            f"Installing failed; all of pip's output is in {log}. If the network or a proxy is the "
+            "cause, set PIP_INDEX_URL "
             "or PIP_PROXY; then run the same command again, it goes on from here."
         )
     return time.monotonic() - start
@@ -109,7 +110,7 @@ def install(python, root, log):
 def prepare(root):
     venv, stamp = root / ".venv", root / ".venv/madet-stamp"
     python, old = venv / "bin/python", read_stamp(root / ".venv/madet-stamp")
-    own, there = "%d.%d" % sys.version_info[:2], version_of(python)
+    own, there = ".".join(map(str, sys.version_info[:2])), version_of(python)
     goal = wanted(root, own if os.environ.get("PYTHON") or there is None else there)
     if there and old == goal:
         return
@@ -129,7 +130,8 @@ def prepare(root):
         if reason:
             say(f"Making .venv anew: {reason}.")
         say(
-            f"Setting up .venv with Python {own}: about 6 GB on disk (PyTorch and its libraries are most of it) and 1 to 3 minutes "
+            f"Setting up .venv with Python {own}: about 6 GB on disk (PyTorch and its libraries are "
+            "most of it) and 1 to 3 minutes "
             "with a fast network.\nIt happens once."
         )
         made = subprocess.run(
@@ -147,7 +149,8 @@ def prepare(root):
         say(
             "Bringing .venv up to date: the requirements have changed (seconds, unless PyTorch is among them)."
             if old
-            else "Finishing .venv, which is not known to be complete (up to 3 minutes and 6 GB if PyTorch is still missing)."
+            else "Finishing .venv, which is not known to be complete (up to 3 minutes and 6 GB if PyTorch "
+            "is still missing)."
         )
     stamp.unlink(missing_ok=True)
     seconds = install(python, root, venv / "install.log")
@@ -155,13 +158,15 @@ def prepare(root):
     if pair.returncode:
         last = (pair.stderr.strip().splitlines() or ["(no message)"])[-1]
         give_up(
-            f"torch and torchvision do not fit together ({last}). They must come from one index; remove .venv, set PIP_INDEX_URL "
+            f"torch and torchvision do not fit together ({last}). They must come from one index; "
+            "remove .venv, set PIP_INDEX_URL "
             "to that index (or unset PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL), and run this again."
         )
     found = runs(python, "import madet; print(madet.__file__)")
     if found.returncode or Path(found.stdout.strip()).parent.parent != root:
         give_up(
-            f"madet was installed but does not import from {root}: {found.stderr.strip() or found.stdout.strip()}\nRemove .venv and run this again."
+            f"madet was installed but does not import from {root}: "
+            f"{found.stderr.strip() or found.stdout.strip()}\nRemove .venv and run this again."
         )
     stamp.write_text(json.dumps(wanted(root, version_of(python)), indent=1) + "\n")
     say(f".venv is ready ({seconds:.0f} s).")

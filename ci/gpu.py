@@ -285,6 +285,7 @@ def apart(ours, reference) -> float:
 def compiled_layer(device) -> float:
     """Error of a compiled deformable layer, gradients included."""
     import torch
+
     from madet.nets.deform import DeformConv
 
     torch.manual_seed(0)
@@ -303,6 +304,7 @@ def compiled_network(device, backbone: str) -> float:
     """Error of a compiled ATSS from pixels to raw predictions."""
     import torch
     from torch.utils._pytree import tree_leaves
+
     from madet.detectors.dense import atss_detector
 
     torch.manual_seed(0)
@@ -338,12 +340,13 @@ def compile_part(settings: Settings) -> dict:
 def steps_a_second(name: str, settings: Settings, data: str, precision: str) -> dict:
     """The rate of the real training step of a method on real batches, and the memory that it takes."""
     import torch
+
     from madet.methods.load import geometry_of
     from madet.methods.names import recipe_of
     from madet.training.checkpoint import seed_everything
     from madet.training.loop import make_plan, supervised_step, train_step
-    from madet.training.state import make_state
     from madet.training.run import open_splits, training_batches
+    from madet.training.state import make_state
 
     warm, timed = (1, 2) if settings.quick else (WARM_STEPS, TIMED_STEPS)
     scale, rest = ("thimble", {}) if settings.quick else ("bench", {"workers": 2})

@@ -1,7 +1,9 @@
 """Runs notebooks, each in a fork of one process that has imported what they all import; used by ci/suite.py.
 
-`python ci/notebooks.py --workers 2 --seconds 180 [--flags slow] NOTEBOOK ...` prints a line of JSON for each notebook as it ends:
-path, code (None: stopped for taking too long), seconds, printed. Imports take four of the five processor seconds of a short notebook.
+`python ci/notebooks.py --workers 2 --seconds 180 [--flags slow] NOTEBOOK ...` prints a line of JSON for
+each notebook as it ends:
+path, code (None: stopped for taking too long), seconds, printed. Imports take four of the five processor
+seconds of a short notebook.
 """
 
 import argparse

@@ -1,7 +1,10 @@
-"""papers/NAME/run.ipynb from papers/run.ipynb: `python ci/papers.py [ROOT]` writes them, `drift(root)` says which differ.
+"""papers/NAME/run.ipynb from papers/run.ipynb: `python ci/papers.py [ROOT]` writes them, `drift(root)` says
+which differ.
 
-The notebook of a paper is the common one with `paper` set in its cell of parameters and, at its top, the paper's title and
-the section "One run" of its paper.md (expected value, hardware, time, memory, commands) in place of the cell that shows it.
+The notebook of a paper is the common one with `paper` set in its cell of parameters and, at its top, the
+paper's title and
+the section "One run" of its paper.md (expected value, hardware, time, memory, commands) in place of the
+cell that shows it.
 """
 
 import copy

@@ -1,7 +1,9 @@
 """README.md from nbs/index.ipynb: `python ci/readme.py [ROOT]` writes it; `wanted(root)` says what it should be.
 
-Our own small bridge, so that no site generator is needed. The front matter becomes title and first sentence, markdown stays
-with its links made relative to the root, code stays unless its cell says `#| hide` or `#| echo: false`, and outputs follow:
+Our own small bridge, so that no site generator is needed. The front matter becomes title and first
+sentence, markdown stays
+with its links made relative to the root, code stays unless its cell says `#| hide` or `#| echo: false`, and
+outputs follow:
 Markdown as itself, pictures as files in nbs/images, text in a fence. A picture's alt text comes from `#| fig-alt: ...`.
 """
 
@@ -117,7 +119,10 @@ def drift(root):
     for name, content in files.items():
         path = Path(root) / name
         if not path.exists() or path.read_bytes() != content:
-            yield f"{name} is {'missing' if not path.exists() else 'not what'} {'' if not path.exists() else NOTEBOOK + ' gives'}".rstrip()
+            yield (
+                f"{name} is {'missing' if not path.exists() else 'not what'} "
+                f"{'' if not path.exists() else NOTEBOOK + ' gives'}"
+            ).rstrip()
     yield from (f"{path.relative_to(root)} is shown by nothing" for path in stray(root, files))
 
 

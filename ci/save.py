@@ -1,6 +1,8 @@
-"""Runs notebooks and stores their outputs small: `python ci/save.py NOTEBOOK ...`; with `--slim` nothing runs, stored pictures shrink.
+"""Runs notebooks and stores their outputs small: `python ci/save.py NOTEBOOK ...`; with `--slim` nothing runs,
+stored pictures shrink.
 
-Pictures are stored at one pixel a pixel (nbdev's shell would double them), and as JPEG where that is less than half of a PNG above
+Pictures are stored at one pixel a pixel (nbdev's shell would double them), and as JPEG where that is less
+than half of a PNG above
 30 kB, which is so for photographs; line drawings stay PNG, with a palette of 128 colours.
 """
 

@@ -1,7 +1,9 @@
-"""The tests behind `ci/test` and `ci/test-long`: notebooks, ci/tests, parity. `python ci/suite.py ROOT [--long] [STAGE|PATH ...]`
+"""The tests behind `ci/test` and `ci/test-long`: notebooks, ci/tests, parity. `python ci/suite.py ROOT
+[--long] [STAGE|PATH ...]`
 
 Stages: notebooks, tests, parity, and with --long settings; a path of a notebook or of a test file runs only that.
-Ends with `N passed, N failed`, the sum over notebooks, tests and parity cases; what could not run here (no shared folder, no GPU) is named and not counted.
+Ends with `N passed, N failed`, the sum over notebooks, tests and parity cases; what could not run here (no
+shared folder, no GPU) is named and not counted.
 """
 
 import argparse
@@ -149,7 +151,10 @@ def flagged(path, flag):
 
 
 def run_notebooks(root, paths, children, flags="", seconds=NOTEBOOK_SECONDS, workers=2, setting=()):
-    """Each in a fork of ci/notebooks.py, `workers` at a time, with `setting`'s variables; shows what a failing one printed."""
+    """Each in a fork of ci/notebooks.py, `workers` at a time, with `setting`'s variables.
+
+    Shows what a failing one printed.
+    """
     tally, times = Counter(), {}
     with tempfile.TemporaryDirectory(prefix="madet-test-") as home:
         env = dict(os.environ, IPYTHONDIR=home, XDG_CONFIG_HOME=home, TMPDIR=home)
@@ -330,7 +335,8 @@ def main():
         say(f"--- {headline}")
         tally = stage()
         say(
-            f"    {tally['passed']} passed, {tally['failed']} failed, {tally['skipped']} not run, {time.monotonic() - begun:.0f} s\n"
+            f"    {tally['passed']} passed, {tally['failed']} failed, {tally['skipped']} not run, "
+            f"{time.monotonic() - begun:.0f} s\n"
         )
         total += tally
     say(

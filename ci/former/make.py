@@ -1,6 +1,8 @@
-"""Made ci/former with the code of bf548c0, before fields of the recipe were renamed: `python make.py PLACE`, once, with that checkout on PYTHONPATH.
+"""Made ci/former with the code of bf548c0, before fields of the recipe were renamed: `python make.py PLACE`,
+once, with that checkout on PYTHONPATH.
 
-Numbers are rounded to 4 bits of mantissa, so that files are small once they are packed; everything else is as that code wrote it.
+Numbers are rounded to 4 bits of mantissa, so that files are small once they are packed; everything else is
+as that code wrote it.
 The reference is what that code made of the rounded files.
 """
 
@@ -98,6 +100,7 @@ def jobs_of(path):
     from madet.reports.grid import read_grid
     from madet.reports.methods import recipe_of
     from madet.reports.table_command import plan
+
     from madet.training.recipe import merge
 
     jobs, _ = plan(read_grid(path), "thimble", [1], {"match": "hull"}, ".", ["rotated*"])

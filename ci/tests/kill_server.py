@@ -1,7 +1,10 @@
-"""Starts `madet` commands for test_kills.py without importing torch each time: a process that has it forks a child for each.
+"""Starts `madet` commands for test_kills.py without importing torch each time: a process that has it forks a
+child for each.
 
-python kill_server.py; a line of JSON on standard input, [arguments, file for what is printed, file for the phases], gives two lines on
-standard output: the child's number at once, its exit code (negative: the signal that killed it) when it is gone. The child leads a
+python kill_server.py; a line of JSON on standard input, [arguments, file for what is printed, file for the
+phases], gives two lines on
+standard output: the child's number at once, its exit code (negative: the signal that killed it) when it is
+gone. The child leads a
 session of its own, leaves as any Python does, and writes down what it is doing in the file for the phases.
 """
 
@@ -27,12 +30,18 @@ PHASES = (
     "drawing",
     "leaving",
 )
-EARLY = "matplotlib.pyplot madet.detectors.dense madet.methods.train madet.methods.train_command pycocotools.cocoeval".split()
+EARLY = (
+    "matplotlib.pyplot madet.detectors.dense madet.methods.train madet.commands "
+    "pycocotools.cocoeval"
+).split()
 FORMAT = f"{1 + len(PHASES)}I"  # the phase now, then how often each was entered
 
 
 class Place:
-    """What a process is doing, in a file of a few bytes that another process can read at any time; made where it is missing."""
+    """What a process is doing, in a file of a few bytes that another process can read at any time.
+
+    Made where it is missing.
+    """
 
     def __init__(self, path):
         if not path.exists():
@@ -104,7 +113,10 @@ def child(arguments, printed, phases):
 
 
 def serve():
-    """Fork for each line of standard input; gives the exit code in a child, None in the server at the end of the input."""
+    """Fork for each line of standard input.
+
+    Gives the exit code in a child, None in the server at the end of the input.
+    """
     for name in EARLY:
         importlib.import_module(name)
     print("ready", flush=True)

@@ -1,4 +1,7 @@
-"""Every large backbone carries an ATSS detector through a training step; the deformable layer goes through a real compiler."""
+"""Every large backbone carries an ATSS detector through a training step.
+
+The deformable layer goes through a real compiler.
+"""
 
 import shutil
 from types import SimpleNamespace

@@ -1,4 +1,7 @@
-"""Batches: a pure function of seed and step, whoever works for them; workers that die with their parent and not before."""
+"""Batches: a pure function of seed and step, whoever works for them.
+
+Also workers that die with their parent and not before.
+"""
 
 import gc
 import signal
@@ -379,7 +382,8 @@ def test_signals_to_workers_leave_the_parent_time_to_finish(root, tmp_path):
     child, workers = start(
         root,
         tmp_path,
-        "for _ in range(200): next(stream); time.sleep(.01)\nprint('finished', flush=True)\nstream.close()\nprint('closed', flush=True)",
+        "for _ in range(200): next(stream); time.sleep(.01)\nprint('finished', flush=True)\n"
+        "stream.close()\nprint('closed', flush=True)",
     )
     for worker in workers:
         worker.send_signal(signal.SIGINT)

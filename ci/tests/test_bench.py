@@ -1,4 +1,7 @@
-"""ci/bench on the smallest sizes: it runs, its JSON holds what readers look for, ratios are what they say. No time is asserted."""
+"""ci/bench on the smallest sizes.
+
+It runs, its JSON holds what readers look for, ratios are what they say. No time is asserted.
+"""
 
 import io
 import json

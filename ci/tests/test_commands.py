@@ -43,9 +43,15 @@ def voc(folder, splits, classes=("cup", "spoon"), objects=True):
             Image.fromarray(generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(
                 folder / f"JPEGImages/{name}.jpg"
             )
-            boxes = f"<object><name>{classes[i % len(classes)]}</name><bndbox><xmin>10</xmin><ymin>8</ymin><xmax>40</xmax><ymax>36</ymax></bndbox></object>"
+            boxes = (
+                "<object>"
+                f"<name>{classes[i % len(classes)]}</name><bndbox><xmin>10</xmin><ymin>8</ymin><xmax>"
+                "40</xmax><ymax>36</ymax></bndbox></object>"
+            )
             (folder / f"Annotations/{name}.xml").write_text(
-                f"<annotation><filename>{name}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>{boxes if objects else ''}</annotation>"
+                "<annotation>"
+                f"<filename>{name}.jpg</filename><size><width>64</width><height>48</height><depth>"
+                f"3</depth></size>{boxes if objects else ''}</annotation>"
             )
     return folder
 
@@ -291,7 +297,10 @@ def test_json_is_the_only_thing_on_standard_output(capsys, trained, pictures):
 
 
 def test_help_is_quick_because_it_loads_no_torch():
-    script = "import sys; from madet.cli import main; code = main(['--help']); assert 'torch' not in sys.modules; sys.exit(code)"
+    script = (
+        "import sys; from madet.cli import main; code = main(['--help']); assert 'torch' not in "
+        "sys.modules; sys.exit(code)"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
 

@@ -1,4 +1,7 @@
-"""Published checkpoints: what the original code found, the converted detector finds; what cannot be converted gets a sentence."""
+"""Published checkpoints.
+
+What the original code found, the converted detector finds; what cannot be converted gets a sentence.
+"""
 
 import json
 import os
@@ -276,7 +279,10 @@ def test_a_program_inside_is_not_run(capsys, tmp_path):
 
 
 def test_what_cannot_be_converted(capsys, tmp_path):
-    """A wrong path, nothing inside, half a file, other architectures, a name that says nothing: exit 2 and one sentence each."""
+    """A wrong path, nothing inside, half a file, other architectures, a name that says nothing.
+
+    Exit 2 and one sentence each.
+    """
     resnext = torchvision.models.resnext50_32x4d().state_dict()
     torch.save(resnext, tmp_path / "resnext.pth")
     whole = (tmp_path / "resnext.pth").read_bytes()
@@ -360,7 +366,10 @@ def of_the_authors(key):
     ],
 )
 def test_madet_with_deformable_stages(capsys, tmp_path, backbone):
-    """Keys of a published configuration's trunk, offsets under their old name; the same detections, and the trunk's own file for train --weights."""
+    """Keys of a published configuration's trunk, offsets under their old name.
+
+    The same detections, and the trunk's own file for train --weights.
+    """
     from madet.detectors.madet import madet_detector as constructor
     from madet.detectors.published_network import like_published
 

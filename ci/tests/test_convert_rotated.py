@@ -1,4 +1,7 @@
-"""Rotated checkpoints: what MMRotate recorded is found again; 0.3's layout gives what plain convolutions and the written-out decoding give."""
+"""Rotated checkpoints: what MMRotate recorded is found again.
+
+0.3's layout gives what plain convolutions and the written-out decoding give.
+"""
 
 import json
 import math
@@ -16,10 +19,14 @@ from madet.parity.models import inputs_of, places, recorded_detections
 RATIOS = (1.0, 0.5, 2.0)
 CONFIG_1X = """model = dict(
     bbox_head=dict(
-        anchor_generator=dict(angle_version='{v}', octave_base_scale=4, ratios={ratios}, scales_per_octave={scales}, type='FakeRotatedAnchorGenerator'),
-        bbox_coder=dict(angle_version='{v}', edge_swap={edge_swap}, norm_factor={norm}, proj_xy=True, target_means=(0.0, 0.0, 0.0, 0.0, 0.0), target_stds=(1.0, 1.0, 1.0, 1.0, 1.0)),
+        anchor_generator=dict(angle_version='{v}', octave_base_scale=4, ratios={ratios}, scales_per_octave={scales},
+            type='FakeRotatedAnchorGenerator'),
+        bbox_coder=dict(angle_version='{v}', edge_swap={edge_swap}, norm_factor={norm}, proj_xy=True,
+            target_means=(0.0, 0.0, 0.0, 0.0, 0.0),
+            target_stds=(1.0, 1.0, 1.0, 1.0, 1.0)),
         loss_bbox=dict(loss_weight=2.0, mode='linear', type='{loss}'), type='{head}'),
-    data_preprocessor=dict(bgr_to_rgb=True, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]), neck=dict(add_extra_convs='on_input'))"""
+    data_preprocessor=dict(bgr_to_rgb=True, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
+    neck=dict(add_extra_convs='on_input'))"""
 
 
 @pytest.mark.long
@@ -74,7 +81,10 @@ def test_what_mmrotate_1x_recorded_is_found_again(capsys, tmp_path, name, shared
 
 
 def layout(anchors, classes=15, width=32, depth=2):
-    """MMRotate 0.3's state dict of a small detector, drawn: a ResNet-18, P6 from C5, towers without norm, retina_cls and retina_reg."""
+    """MMRotate 0.3's state dict of a small detector, drawn.
+
+    A ResNet-18, P6 from C5, towers without norm, retina_cls and retina_reg.
+    """
     torch.manual_seed(0)
     state = {
         f"backbone.{key}": tensor

@@ -1,4 +1,7 @@
-"""Broken data folders: each fault is either read with an entry in the list of defects, or refused with one sentence that names the place."""
+"""Broken data folders.
+
+Each fault is either read with an entry in the list of defects, or refused with one sentence that names the place.
+"""
 
 import io
 import json
@@ -65,7 +68,10 @@ def coco(root, split="train", count=2, boxes=None, categories=None, **change):
     return root
 
 
-VOC_OBJECT = "<object><name>{}</name>\n<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
+VOC_OBJECT = (
+    "<object><name>{}</name>\n<bndbox><xmin>{}</xmin><ymin>{}</ymin>"
+    "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
+)
 
 
 def voc(root, objects, lists=None, declared=None, suffix=".png", **how):
@@ -557,7 +563,8 @@ def test_degrees_for_radians(tmp_path):
     picture(tmp_path / "images/a.png")
     (tmp_path / "xml").mkdir()
     (tmp_path / "xml/a.xml").write_text(
-        "<annotation><object><name>car</name><robndbox><cx>30</cx><cy>20</cy><w>9</w>\n<h>5</h><angle>45</angle></robndbox></object></annotation>"
+        "<annotation><object><name>car</name><robndbox><cx>30</cx><cy>20</cy><w>9</w>\n"
+        "<h>5</h><angle>45</angle></robndbox></object></annotation>"
     )
     sentence = refused("degrees", tmp_path)
     assert "a.xml:1" in sentence and "pi/180" in sentence and show(tmp_path) == 2
@@ -721,8 +728,6 @@ def test_five_label_sets_agree(real):
                 if not len(objects):
                     continue
                 geometry = Rotated() if objects.boxes.shape[1] == 5 else Upright()
-                ours = geometry.corners(objects.boxes).flatten(1)
-                theirs = geometry.corners(other[name].boxes).flatten(1)
                 hull = geometry.enclosing_upright(objects.boxes)
                 hull_ = geometry.enclosing_upright(other[name].boxes)
                 gap = torch.cdist(hull, hull_, p=math.inf)

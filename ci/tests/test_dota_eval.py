@@ -1,4 +1,6 @@
-"""Scores of rotated boxes against plain loops over shapely's polygons, through functions, files and `madet eval`; MADET_SHARED leads to stored numbers."""
+"""Scores of rotated boxes against plain loops over shapely's polygons, through functions, files and `madet
+eval`; MADET_SHARED leads to stored numbers.
+"""
 
 import json
 import math
@@ -91,8 +93,8 @@ def brute(truths, results, label, iou, eleven, strict, count_difficult):
     shapes = {
         t["image_id"]: [
             [Polygon(q.reshape(4, 2)), bool(d) and not count_difficult, False]
-            for q, l, d in zip(t["boxes"], t["labels"], t["ignore"])
-            if l == label
+            for q, kind, d in zip(t["boxes"], t["labels"], t["ignore"])
+            if kind == label
         ]
         for t in truths
     }
@@ -100,8 +102,8 @@ def brute(truths, results, label, iou, eleven, strict, count_difficult):
         (
             (s, r["image_id"], Polygon(turn(b)))
             for r in results
-            for b, s, l in zip(r["boxes"], r["scores"], r["labels"])
-            if l == label
+            for b, s, kind in zip(r["boxes"], r["scores"], r["labels"])
+            if kind == label
         ),
         key=lambda row: -row[0],
     )
@@ -178,7 +180,10 @@ def test_switches_change_what_they_name(scenes):
             )
         ],
     )
-    ap = lambda **how: dota_score(*one, ["a"], ious=(0.5,), mode="area", **how)["AP"]
+
+    def ap(**how):
+        return dota_score(*one, ["a"], ious=(0.5,), mode="area", **how)["AP"]
+
     assert (
         ap() == 0
         and ap(strict=False) == 1
@@ -208,7 +213,10 @@ def test_switches_change_what_they_name(scenes):
 
 
 def test_the_best_object_is_asked_even_if_taken():
-    """A duplicate does not take the second best: that is a mistake, though another object is free and overlapped enough."""
+    """A duplicate does not take the second best.
+
+    That is a mistake, though another object is free and overlapped enough.
+    """
     truth = [dict(image_id=1, boxes=[[0.0, 0, 40, 40], [4.0, 0, 44, 40]], labels=[0, 0])]
     found = [
         dict(
@@ -334,8 +342,8 @@ def test_the_command_is_the_loops_too(capsys, scenes, tmp_path):
     (tmp_path / "labelTxt").mkdir()
     for t in truths:
         lines = [
-            f"{' '.join(repr(float(v)) for v in q)} {CLASSES[l]} {int(d)}"
-            for q, l, d in zip(t["boxes"], t["labels"], t["ignore"])
+            f"{' '.join(repr(float(v)) for v in q)} {CLASSES[kind]} {int(d)}"
+            for q, kind, d in zip(t["boxes"], t["labels"], t["ignore"])
         ]
         (tmp_path / f"labelTxt/{t['image_id']}.txt").write_text(
             "imagesource:made\r\ngsd:null\r\n" + "\r\n".join(lines)
@@ -343,12 +351,12 @@ def test_the_command_is_the_loops_too(capsys, scenes, tmp_path):
     rows = [
         {
             "image_id": r["image_id"],
-            "class": CLASSES[l],
+            "class": CLASSES[kind],
             "bbox": list(map(float, b)),
             "score": float(s),
         }
         for r in results
-        for b, l, s in zip(r["boxes"], r["labels"], r["scores"])
+        for b, kind, s in zip(r["boxes"], r["labels"], r["scores"])
     ]
     (tmp_path / "found.json").write_text(json.dumps(rows))
     code, ours = evaluate(

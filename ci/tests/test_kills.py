@@ -1,8 +1,11 @@
 """A hundred kills: however a run dies, `--resume` ends it as if nothing had happened, bit for bit.
 
-Two chains of runs side by side (ATSS with averaged weights; RetinaNet with SGD on halved batches). Sessions of a run are killed by
-SIGINT, SIGTERM and SIGKILL in turn, at a moment drawn from a seed: after so many seconds, or so many milliseconds into the n-th save,
-evaluation, wait for images and so on. Every twelfth session is the command line itself, the others are forked (kill_server.py) with
+Two chains of runs side by side (ATSS with averaged weights; RetinaNet with SGD on halved batches). Sessions
+of a run are killed by
+SIGINT, SIGTERM and SIGKILL in turn, at a moment drawn from a seed: after so many seconds, or so many
+milliseconds into the n-th save,
+evaluation, wait for images and so on. Every twelfth session is the command line itself, the others are
+forked (kill_server.py) with
 the phase of the run on view. What happened when is written to build/kills.csv.
 """
 
@@ -26,7 +29,7 @@ import torch
 from kill_server import Place
 from test_resume import assert_same
 
-from madet.data.batches import _uninterrupted
+from madet.data.loading import _uninterrupted
 from madet.data.make_synthetic import make_synthetic
 from madet.training.progress import read_log
 
@@ -41,7 +44,8 @@ CHAINS = {
     "atss": "--method atss --ema 0.9".split(),
     "retinanet": "--method retinanet --optimizer sgd --lr 0.01 --accumulate 2 --clip-norm 5 --seed 1".split(),
 }
-# phase: (how often it is aimed at, in which of its occurrences in a session at the latest, seconds from there in which the signal falls)
+# phase: (how often it is aimed at, in which of its occurrences in a session at the latest, seconds from there
+# in which the signal falls)
 AIMS = {
     "moment": (4, 0, 3.0),
     "starting": (1, 0, 0.2),
@@ -297,7 +301,10 @@ class Stopped(Exception):
 
 
 def chain(name, data, folder, rows, stop):
-    """Runs, one after another, until `KILLS` kills are made and the last run has ended; each is compared with one that nothing happened to."""
+    """Runs, one after another, until `KILLS` kills are made and the last run has ended.
+
+    Each is compared with one that nothing happened to.
+    """
     dice = random.Random(name)
     starter = Starter(folder)
     words = [*COMMON, *CHAINS[name], "--data", str(data)]
@@ -370,7 +377,9 @@ def test_a_hundred_kills(root, tmp_path, capsys):
     seen = Counter(row["phase"] for row in every)
     with capsys.disabled():
         print(
-            f"\n{len(every)} kills of {sum(len({row['run'] for row in some}) for some in rows.values())} runs in {time.monotonic() - begun:.0f} s:",
+            f"\n{len(every)} kills of "
+            f"{sum(len({row['run'] for row in some}) for some in rows.values())} runs in "
+            f"{time.monotonic() - begun:.0f} s:",
             ", ".join(f"{phase} {count}" for phase, count in seen.most_common()),
         )
     assert len(every) == KILLS * len(CHAINS) and {row["signal"] for row in every} == {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_commands import madet, voc
 
-from madet.assigners.madet import madet
+from madet.assigners.madet import madet as madet_rule
 from madet.assigners.max_iou import PriorPredictions
 from madet.detectors.dense import backbone_with_fpn
 from madet.detectors.madet import madet_detector as constructor
@@ -277,13 +277,13 @@ import copy
 import torch
 import madet.heads.madet as part
 from madet.data.embedded import embedded
-from madet.detectors.madet import madet
+from madet.detectors.madet import madet_detector
 from madet.training.distributed import processes, rank, wrap_ddp
 torch.set_num_threads(1); torch.manual_seed(0)
 samples = [embedded("easy", "train").load(i) for i in range(4)]
 images = [s.image.float() / 255 for s in samples]
 truths = [dict(boxes=s.objects.boxes, labels=s.objects.labels) for s in samples]
-model = madet(5, "tiny", channels=32, anchor_size=4.)
+model = madet_detector(5, "tiny", channels=32, anchor_size=4.)
 halves = [slice(0, 1), slice(1, 4)]                    # unlike numbers of objects
 gradient = lambda net: torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 with processes("cpu") as device:
@@ -348,13 +348,13 @@ def test_the_rule_looks_at_the_right_class_and_keeps_no_graph():
     priors = AnchorGrid()([(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)])
     truth = torch.tensor([[21.0, 17.0, 84.0, 92.0]])
     logits = torch.randn(len(priors), 3, requires_grad=True)
-    found = madet(priors, truth, predictions=PriorPredictions(logits, torch.tensor([1])))
+    found = madet_rule(priors, truth, predictions=PriorPredictions(logits, torch.tensor([1])))
     assert not found.requires_grad
     order = [1, 0, 2]
     swapped = PriorPredictions(logits[:, order], torch.tensor([0]))
-    assert torch.equal(found, madet(priors, truth, predictions=swapped))
+    assert torch.equal(found, madet_rule(priors, truth, predictions=swapped))
     no_opinion = PriorPredictions(torch.zeros(len(priors), 3), torch.tensor([1]))
-    flat = madet(priors, truth, predictions=no_opinion)
+    flat = madet_rule(priors, truth, predictions=no_opinion)
     assert (flat >= 0).any() and not torch.equal(flat, found)
 
 
@@ -378,7 +378,10 @@ class Network(torch.nn.Module):
 
 @pytest.mark.long
 def test_the_network_can_be_compiled():
-    """In one graph, with the plain network's numbers; offsets are drawn, or the deformable convolution would be a plain one."""
+    """In one graph, with the plain network's numbers.
+
+    Offsets are drawn, or the deformable convolution would be a plain one.
+    """
     torch.manual_seed(0)
     network = Network(constructor(5, "tiny", channels=32, anchor_size=4.0))
     with torch.no_grad():

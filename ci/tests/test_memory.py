@@ -49,5 +49,8 @@ def test_two_thousand_truths_take_less_than_a_gigabyte(name):
 
 
 def test_asking_the_classes_costs_no_table_of_pairs():
-    """500 truths of 80 classes: losses of all 22,500 candidates for all classes would be 7 MB a number kept, of all pairs 3.6 GB."""
+    """500 truths of 80 classes.
+
+    Losses of all 22,500 candidates for all classes would be 7 MB a number kept, of all pairs 3.6 GB.
+    """
     assert grown("madet", 500) < 400

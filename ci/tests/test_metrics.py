@@ -1,4 +1,7 @@
-"""The published answers of COCO and VOC through `madet eval`, and both evaluation fixtures; MADET_SHARED says where they lie."""
+"""The published answers of COCO and VOC through `madet eval`, and both evaluation fixtures.
+
+MADET_SHARED says where they lie.
+"""
 
 import json
 import math

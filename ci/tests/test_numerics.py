@@ -12,8 +12,10 @@ import torch
 STEPS, RECORD = 50, Path(__file__).with_name("fifty_steps.json")
 
 
-# Largest relative difference from the recorded losses (torch 2.14.1, AVX-512, another processor), measured on a Xeon with
-# AVX-512 and AMX, in ten steps and in all fifty: best instruction set 4.0e-5, 4.2e-3 on one thread and 1.3e-4, 2.1e-3 on
+# Largest relative difference from the recorded losses (torch 2.14.1, AVX-512, another processor), measured on
+# a Xeon with
+# AVX-512 and AMX, in ten steps and in all fifty: best instruction set 4.0e-5, 4.2e-3 on one thread and
+# 1.3e-4, 2.1e-3 on
 # two; AVX2 8.0e-5, 1.8e-3 and 1.5e-4, 3.1e-3; no vector instructions 4.0e-5, 3.3e-3. A learning rate larger by a
 # twentieth is 8.3e-3 away in ten steps, an untrained network 2.9e-1.
 FIRST, FIRST_WITHIN, WITHIN = 10, 1e-3, 2e-2

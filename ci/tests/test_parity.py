@@ -32,7 +32,9 @@ TURNED = [
 
 
 def moved(expected, tolerance, kind, free=None):
-    """A copy of an array with one entry, the largest finite one that is compared, moved by ten tolerances of its kind."""
+    """A copy of an array with one entry, the largest finite one that is compared, moved by ten tolerances
+    of its kind.
+    """
     other = np.array(expected, copy=True)
     size = np.where(
         np.isfinite(other) & ~np.broadcast_to(False if free is None else free, other.shape),

@@ -1,4 +1,7 @@
-"""A run that was killed, interrupted or out of room ends as one that was not: true processes, true signals, true limits."""
+"""A run that was killed, interrupted or out of room ends as one that was not.
+
+True processes, true signals, true limits.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Folders with turned boxes: HRSC2016, DIOR-R, DOTA and roLabelImg in their published layouts, what can be wrong in them, and turns that keep boxes on their pixels."""
+"""Folders with rotated boxes: HRSC2016, DIOR-R, DOTA and roLabelImg in their published layouts.
+
+Also what can be wrong in them, and rotations that keep boxes on their pixels.
+"""
 
 import json
 import math
@@ -93,15 +96,22 @@ def quad(name="plane", x=20, y=20, flag=" 0"):
 
 
 HRSC_OBJECT = (
-    "<HRSC_Object><Object_ID>1</Object_ID>\n<Class_ID>{type}</Class_ID><truncated>0</truncated><difficult>{difficult}</difficult>\n<box_xmin>1</box_xmin>"
-    "<mbox_cx>{cx}</mbox_cx><mbox_cy>{cy}</mbox_cy><mbox_w>{w}</mbox_w><mbox_h>{h}</mbox_h>\n<mbox_ang>{angle}</mbox_ang><header_x>1</header_x></HRSC_Object>\n"
+    "<HRSC_Object><Object_ID>1</Object_ID>\n"
+    "<Class_ID>{type}</Class_ID><truncated>0</truncated><difficult>{difficult}</difficult>\n"
+    "<box_xmin>1</box_xmin>"
+    "<mbox_cx>{cx}</mbox_cx><mbox_cy>{cy}</mbox_cy><mbox_w>{w}</mbox_w><mbox_h>{h}</mbox_h>\n"
+    "<mbox_ang>{angle}</mbox_ang><header_x>1</header_x></HRSC_Object>\n"
 )
 
 
 def hrsc_text(*objects):
     plain = dict(type="100000006", difficult=0, cx=100, cy=80, w=90, h=20, angle=0.5)
     inner = "".join(HRSC_OBJECT.format(**plain | one) for one in objects)
-    return f'<?xml version="1.0" encoding="utf-8"?>\n<HRSC_Image>\n<Img_SizeWidth>{SIZE[0]}</Img_SizeWidth><Img_SizeHeight>{SIZE[1]}</Img_SizeHeight>\n<HRSC_Objects>\n{inner}</HRSC_Objects></HRSC_Image>\n'
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<HRSC_Image>\n'
+        f"<Img_SizeWidth>{SIZE[0]}</Img_SizeWidth><Img_SizeHeight>{SIZE[1]}</Img_SizeHeight>\n"
+        f"<HRSC_Objects>\n{inner}</HRSC_Objects></HRSC_Image>\n"
+    )
 
 
 def hrsc(root, texts, lists=None, deeper=True):
@@ -162,7 +172,7 @@ def test_there_and_back(tmp_path, kind, classes, version):
         )
         assert back.format == ("hrsc-types" if labels else kind) and len(back) == len(part)
         found = {record.image_id: record for record in back.records}
-        for i, record in enumerate(part.records):
+        for _i, record in enumerate(part.records):
             new = found[record.image_id].objects
             assert same_boxes(
                 Rotated(version).normalize(record.objects.boxes), new.boxes, Rotated(version)
@@ -283,7 +293,9 @@ def test_dior_layout_is_the_published_one(tmp_path):
     (out / "Annotations/Horizontal Bounding Boxes").mkdir()  # the published set has these, too
     for path in (out / "Annotations/Oriented Bounding Boxes").iterdir():
         (out / "Annotations/Horizontal Bounding Boxes" / path.name).write_text(
-            "<annotation><object><name>airplane</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+            "<annotation>"
+            "<object><name>airplane</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax>"
+            "<ymax>9</ymax></bndbox></object></annotation>"
         )
     assert (
         open_data(out, "test", geometry=LE90).format == "dior"
@@ -317,7 +329,9 @@ def test_dior_sample_and_names_in_any_case(tmp_path):
     text = (
         "<annotation><size><width>200</width><height>160</height></size>\n"
         + "".join(
-            f"<object><name>{name}</name><difficult>{flag}</difficult><robndbox>{tags}</robndbox><angle>0</angle></object>\n"
+            "<object>"
+            f"<name>{name}</name><difficult>{flag}</difficult><robndbox>{tags}</robndbox><angle>"
+            "0</angle></object>\n"
             for name, flag in (
                 ("golffield", 0),
                 ("expressway-service-area", 1),
@@ -516,7 +530,8 @@ def test_negative_coordinates_and_corners_outside(tmp_path, capsys):
     root = dota(
         tmp_path,
         {
-            "a": "-12 20 30 20 30 50 -12 50 plane 0\n-40 -40 -10 -40 -10 -10 -40 -10 plane 0\n170 20 230 20 230 60 170 60 plane 0"
+            "a": "-12 20 30 20 30 50 -12 50 plane 0\n-40 -40 -10 -40 -10 -10 -40 -10 plane 0\n"
+            "170 20 230 20 230 60 170 60 plane 0"
         },
     )
     code, document = shown(capsys, root)
@@ -798,7 +813,7 @@ def test_boxes_stay_on_their_pixels(name, version):
 
 
 def test_rotated_embedded_set_follows_its_pixels():
-    """The embedded set's turned boxes, turned with their pictures: the same scene drawn and turned, and its boxes' pixels."""
+    """The embedded set's rotated boxes, rotated with their pictures, lie on their pixels."""
     from madet.data.embedded import embedded
 
     data = embedded("easy", "train", LE90, count=12)

@@ -1,4 +1,7 @@
-"""Rotated geometry against a float64 clipper (shapely) and published vectors: 100,000 pairs with every nasty case, properties, gradients, fixtures."""
+"""Rotated geometry against a float64 clipper (shapely) and published vectors.
+
+100,000 pairs with every nasty case, properties, gradients, fixtures.
+"""
 
 import json
 import math
@@ -107,7 +110,10 @@ def test_the_cases_are_a_hundred_thousand():
 
 @pytest.mark.parametrize("name", CASES)
 def test_exact_against_a_clipper(name):
-    """For a rectangle and its other writings the clipper says 0 a few times in ten thousand; there the truth is known without it."""
+    """For a rectangle and its other writings the clipper says 0 a few times in ten thousand.
+
+    There the truth is known without it.
+    """
     a, b = CASES[name]
     expected = (
         torch.ones(len(a), dtype=torch.double)
@@ -466,7 +472,10 @@ def test_golden_overlaps(golden):
 
 
 def test_golden_quadrilaterals(golden):
-    """The peer's test of corners inside assumes rectangles: 39 of 221 pairs that meet are off by up to .09; the clipper agrees with ours on all."""
+    """The peer's test of corners inside assumes rectangles.
+
+    39 of 221 pairs that meet are off by up to .09; the clipper agrees with ours on all.
+    """
     z = fixture(golden, "rotated_iou")
     a, b = (z[key].double().view(-1, 4, 2) for key in ("quad_a", "quad_b"))
     ours = quad_iou(a, b)

@@ -1,4 +1,7 @@
-"""Losses of rotated boxes: mmrotate's recorded values and gradients, and finite answers where such losses are known to fail."""
+"""Losses of rotated boxes.
+
+Mmrotate's recorded values and gradients, and finite answers where such losses are known to fail.
+"""
 
 import math
 from functools import partial
@@ -113,9 +116,14 @@ def test_the_worked_pair_of_the_specification():
 
 
 def nasty(count, seed):
-    """Pairs `[count, 5]`: random ones, and each way in which losses on rotated boxes are known to break, in equal shares."""
+    """Pairs `[count, 5]`: random ones, and each way in which losses on rotated boxes are known to break, in
+    equal shares.
+    """
     dice = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(*shape, generator=dice)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=dice)
+
     part = count // 12 + 1
     boxes = torch.cat(
         [draw(part, 2) * 1000, 2 + 200 * draw(part, 2) ** 2, draw(part, 1) * 7 - 3.5], -1
@@ -239,7 +247,10 @@ def test_slopes_agree_with_finite_differences(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.trains
 def test_a_head_learns_its_boxes_by_every_loss(name):
-    """The same head, only the loss's name differs: thirty steps on one picture's features bring the boxes nearer to their truths."""
+    """The same head, only the loss's name differs.
+
+    Thirty steps on one picture's features bring the boxes nearer to their truths.
+    """
     from madet.heads.atss import atss_head
 
     torch.manual_seed(0)

@@ -26,7 +26,10 @@ WAYS = [{}, dict(boxes=LE90), dict(boxes=LE90, proposals="oriented")]
 def boxes_inside(count, size, seed):
     "Turned boxes whose corners stay inside a map of `size` cells at scale 1: image 0, cx, cy, w, h, angle."
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda: torch.rand(count, 1, generator=generator, dtype=torch.float64)
+
+    def draw():
+        return torch.rand(count, 1, generator=generator, dtype=torch.float64)
+
     return torch.cat(
         [
             torch.zeros(count, 1),
@@ -43,7 +46,10 @@ def boxes_inside(count, size, seed):
 def by_grid_sample(x, roi, size, ratio):
     "One turned box by PyTorch's own sampler: a fine raster, then the mean of each bin."
     _, cx, cy, width, height, angle = roi.tolist()
-    steps = lambda n, length: ((torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5) * length
+
+    def steps(n, length):
+        return ((torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5) * length
+
     v, u = torch.meshgrid(
         steps(size[0] * ratio, height), steps(size[1] * ratio, width), indexing="ij"
     )
@@ -107,7 +113,10 @@ def test_pieces_give_the_same_numbers_and_gradients(monkeypatch):
 
 
 def test_only_boxes_are_kept_for_the_way_back():
-    """Cells and weights of 400 boxes with 64 points a bin would be 20 MB; what the graph keeps beside the map is the boxes."""
+    """Cells and weights of 400 boxes with 64 points a bin would be 20 MB.
+
+    What the graph keeps beside the map is the boxes.
+    """
     x = torch.randn(1, 4, 64, 64, requires_grad=True)
     rois = torch.cat(
         [
@@ -152,7 +161,9 @@ def test_a_sample_never_asks_about_ignored_ones():
 
 
 def test_midpoints_of_a_hull_decode_inside_its_circle():
-    """Whatever two offsets a network says, the rectangle shares the hull's centre and its diagonal is at most the hull's."""
+    """Whatever two offsets a network says, the rectangle shares the hull's centre and its diagonal is at
+    most the hull's.
+    """
     torch.manual_seed(0)
     hulls = torch.rand(2000, 4) * 50
     hulls[:, 2:] += hulls[:, :2] + 1

@@ -1,4 +1,5 @@
-"""A child process for test_resume.py: one small run through the whole of madet.training, with the command line's exit codes.
+"""A child process for test_resume.py: one small run through the whole of madet.training, with the command
+line's exit codes.
 
 python toy_run.py DATA OUT [--resume] [--pause SECONDS] [--limit BYTES] [name=value of the recipe ...]
 With method=atss it trains the tiny ATSS instead of the toy; DATA may then be "embedded".
@@ -45,8 +46,8 @@ class Toy(nn.Module):
             out = self.body(pixels)
             scores, labels = out[:, 4:].softmax(1).max(1)
             return [
-                dict(boxes=b[None], scores=s[None], labels=l[None])
-                for b, s, l in zip(16 + 10 * out[:, :4], scores, labels)
+                dict(boxes=b[None], scores=s[None], labels=label[None])
+                for b, s, label in zip(16 + 10 * out[:, :4], scores, labels)
             ]
         noise = random.random() + np.random.rand() if self.training and self.body[6].p else 0.0
         out = self.body(pixels + 0.1 * noise).float()
