@@ -28,7 +28,7 @@ from ..boxes.files import write_json
 from ..boxes.geometry import Upright
 from ..data.augment import keep_ratio
 from ..data.batches import Batches
-from ..data.discover import canonical
+from ..data.split_names import canonical
 from ..data.open_folder import Dataset, OpenedFolder
 from ..data.sample import Record
 from ..data.splits import resolve_split

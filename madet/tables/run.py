@@ -220,8 +220,8 @@ def look_ahead(
 ) -> tuple[dict, str]:
     """(what the jobs that are not done will cost, why they cannot start or ""), at full only; the cost is also printed.
 
-    A few steps are measured in a process of its own; `keep`: leave the estimate beside each run.
-    Raises BadInput where the data have a part missing or a recipe cannot be built.
+    A few steps are measured in a process of its own; `keep`: leave the estimate beside each run. Raises BadInput
+    where the data have a part missing or a recipe cannot be built.
     """
     todo = [job for job in jobs if job.state != "done"]
     if scale != "full" or not todo:
@@ -257,7 +257,7 @@ def execute(scale: str, jobs: list[Job], jobs_at_once: int | None, paper: str, o
         todo, run_template(), slots, threads, devices, on_end, screen.look, common={"paper": paper}
     )
 
-
+# %% ../../nbs/tables/06_run.ipynb #82a69e5b
 def say_plan(jobs: list[Job], reasons: dict[str, str], paper: str, why_not: str) -> list[dict]:
     """Print what would run and what cannot; gives the runs as plain data."""
     for job in jobs:
@@ -290,9 +290,9 @@ def run_table(
 ) -> tuple[dict, int]:
     """Run the rows of a grid that are not done, print the table, and give it with the number of failed runs.
 
-    `options`: recipe fields that win over the grid's; `only`: names of rows, with wildcards; `seeds`: see `seed_list`;
-    `out`: the folder of runs, results and table; `dry_run`: only say what would run.
-    Raises BadInput where an option, the grid or the data are wrong, KeyboardInterrupt once running rows are saved.
+    `options`: recipe fields that win over the grid's; `only`: names of rows, with wildcards; `seeds`: see
+    `seed_list`; `out`: the folder of runs, results and table; `dry_run`: only say what would run. Raises BadInput
+    where an option, the grid or the data are wrong, KeyboardInterrupt once running rows are saved.
     """
     folder = paper_folder(paper)
     if jobs_at_once is not None and jobs_at_once < 1:
@@ -317,7 +317,7 @@ def run_table(
         raise KeyboardInterrupt("stopped; the same command goes on where the rows were") from None
     return about | report(paper, scale, rows, jobs, reasons, out, bool(only)), failed
 
-
+# %% ../../nbs/tables/06_run.ipynb #f1167c0d
 def report(
     paper: str,
     scale: str,
