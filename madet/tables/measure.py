@@ -111,7 +111,10 @@ def data_sentences(parts: Parts) -> list[str]:
         f"objects: {', '.join(counts)}; {trained} of {len(parts['train'])} train images are trained on "
         "(those with objects, sides of at least 32)"
     )
-    defects = sorted({str(defect) for part in parts.values() for defect in part.defects})
+    found = []
+    for part in parts.values():
+        found += map(str, part.defects)
+    defects = sorted(set(found))
     colon = ":" if defects else ""
     said.append(f"{len(defects)} defect{'s' * (len(defects) != 1)}{colon}")
     said += [f"  {one}" for one in defects[:3]]
