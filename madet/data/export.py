@@ -372,7 +372,8 @@ def convert_folder(
     labels: str | None = None,
     ignore_classes: tuple[str, ...] = (),
 ) -> tuple[dict[str, int], list[Defect], list[str]]:
-    """Write a data folder as one of the `FORMATS`; gives (images of each split, defects met, sentences on what was found out).
+    """Write a data folder as one of the `FORMATS`; gives (images of each split, defects met, sentences on what
+    was found out).
 
     Raises BadInput as `OpenedFolder` and `export_folder` do.
     """
