@@ -21,6 +21,10 @@ from ..boxes.errors import BadInput
 from .draw import colors
 
 # %% ../../nbs/figures/04_losses.ipynb #a0b8058e
+JUMP = 1 / 12  # share of a curve's height; a larger step from one point to the next breaks the line
+BoxLoss = Callable[[Tensor, Tensor], Tensor]  # pred [P, 5], target [P, 5] -> [P]
+
+
 def turned_pairs(
     ratio: float, at: float = 30.0, side: float = 60.0, steps: int = 361
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,10 +46,6 @@ def turned_pairs(
     return turns, pred, target
 
 # %% ../../nbs/figures/04_losses.ipynb #00d92138
-JUMP = 1 / 12  # share of a curve's height; a larger step from one point to the next breaks the line
-BoxLoss = Callable[[Tensor, Tensor], Tensor]  # pred [P, 5], target [P, 5] -> [P]
-
-
 def draw_loss_landscape(
     losses: dict[str, BoxLoss],
     ratios: Sequence[float] = (1, 2, 5),
