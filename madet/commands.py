@@ -138,7 +138,7 @@ def stray_options(args: Namespace) -> list[str]:
         if value and args.format not in formats.split()
     ]
 
-
+# %% ../nbs/94_commands.ipynb #9dcc3206
 def run_eval(args: Namespace, put: Put) -> int:
     """`madet eval`: 0."""
     if args.format in LATER:
@@ -207,7 +207,7 @@ def check_data(args: Namespace, put: Put) -> int:
     put(found.as_dict())
     return 1 if found.defects else 0
 
-
+# %% ../nbs/94_commands.ipynb #ace4308c
 def convert_data(args: Namespace, put: Put) -> int:
     """`madet data convert`: 0."""
     from madet.data.export import convert_folder
@@ -252,7 +252,7 @@ DATA_ACTIONS = {
     "make": make_data,
 }
 
-
+# %% ../nbs/94_commands.ipynb #481b2adf
 def run_convert(args: Namespace, put: Put) -> int:
     """`madet convert`: 0."""
     from madet.methods.convert import convert, report

@@ -69,9 +69,11 @@ def common_groups() -> list[tuple[str, list[tuple[Field, str]]]]:
         for title, names in titles.items()
     ]
 
-
+# %% ../nbs/91_options.ipynb #e4de0756
 def method_groups() -> list[tuple[str, list[tuple[Field, str]]]]:
-    """The fields of the methods' options, grouped by the methods that have them; a default that differs is said in the comment."""
+    """The fields of the methods' options, grouped by the methods that have them; a default that differs is said in the
+    comment.
+    """
     entries = {}
     for kind, methods in options_classes().items():
         comment = comments(kind)
@@ -89,7 +91,9 @@ def method_groups() -> list[tuple[str, list[tuple[Field, str]]]]:
 
 
 def add_options(parser: ArgumentParser, leave_out: Container[str] = ()) -> None:
-    """Add an option for every recipe field to `parser`, except those named in `leave_out`; nothing is set unless it was typed."""
+    """Add an option for every recipe field to `parser`, except those named in `leave_out`; nothing is set unless it
+    was typed.
+    """
     for title, known in grouped():
         group = parser.add_argument_group(title)
         for f, words in known:

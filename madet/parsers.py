@@ -77,7 +77,7 @@ def add_train(subparsers) -> None:
     add_json(parser, "the metrics as one JSON document on standard output")
     add_options(parser)
 
-
+# %% ../nbs/93_parsers.ipynb #99132a53
 def add_predict(subparsers) -> None:
     """Add `madet predict` to the command line."""
     parser = subparsers.add_parser(
@@ -103,7 +103,7 @@ def add_predict(subparsers) -> None:
     add_trust(parser, "a weights file")
     add_json(parser, "the document on standard output too")
 
-
+# %% ../nbs/93_parsers.ipynb #e3ed2fcd
 def add_table(subparsers) -> None:
     """Add `madet table` to the command line."""
     parser = subparsers.add_parser(
@@ -197,7 +197,7 @@ def add_test(subparsers) -> None:
     add_trust(parser, "a weights file")
     add_json(parser, "the scores as one JSON document on standard output")
 
-
+# %% ../nbs/93_parsers.ipynb #8148bd2f
 def add_eval(subparsers) -> None:
     """Add `madet eval` to the command line."""
     parser = subparsers.add_parser(
@@ -240,7 +240,7 @@ def add_eval(subparsers) -> None:
     _add_rules(parser)
     add_json(parser, "print one JSON document")
 
-
+# %% ../nbs/93_parsers.ipynb #6ff98833
 def _add_rules(parser: argparse.ArgumentParser) -> None:
     """The options of `madet eval` that belong to one format or two."""
     parser.add_argument(
@@ -288,7 +288,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         help="dota: eleven recalls as written; devkit and mmrotate ask for 0.30000000000000004 where 0.3 is written",
     )
 
-
+# %% ../nbs/93_parsers.ipynb #a341d9d7
 def add_parity(subparsers) -> None:
     """Add `madet parity` to the command line."""
     parser = subparsers.add_parser(
@@ -352,7 +352,7 @@ def add_data(subparsers) -> None:
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     _add_make(commands)
 
-
+# %% ../nbs/93_parsers.ipynb #80ce78c7
 def _add_make(commands) -> None:
     """Add `madet data make`."""
     make = commands.add_parser(
@@ -392,7 +392,7 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
     )
     add_json(parser, "one JSON document on standard output")
 
-
+# %% ../nbs/93_parsers.ipynb #7186dc57
 def add_convert(subparsers) -> None:
     """Add `madet convert` to the command line."""
     parser = subparsers.add_parser(

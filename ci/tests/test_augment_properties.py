@@ -18,22 +18,24 @@ from madet.data.augment import (
     RandomRotate,
     Resize,
     ScaleJitter,
-    crop,
-    drop_hidden,
     fit,
-    flip,
     generator_for,
     keep_ratio,
     matrix_between,
     mix,
+    warp_back,
+)
+from madet.data.sample import Objects, Sample
+from madet.data.warp import (
+    crop,
+    drop_hidden,
+    flip,
     resize,
     rotation,
     view_masks,
-    warp_back,
     warp_image,
     warp_objects,
 )
-from madet.data.sample import Objects, Sample
 
 GEOMETRIES = [Upright(), Rotated("oc"), Rotated("le90"), Rotated("le135")]
 DIRECTIONS = ("horizontal", "vertical", "diagonal")
@@ -56,9 +58,9 @@ CUTTING = Compose(
 
 
 def scene(seed, geometry=Upright(), count=None, size=None):
-    """A random picture with random boxes inside it.
+    """A random picture with random boxes inside it; rotated where the geometry has angles.
 
-    Rotated where the geometry has angles. Every box has its quadrilateral as outline.
+    Every box has its quadrilateral as outline.
     """
     g = torch.Generator().manual_seed(seed)
     height, width = size or torch.randint(40, 160, (2,), generator=g).tolist()
@@ -111,10 +113,7 @@ def overlap(a, b):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: g.name)
 def test_there_and_back(geometry):
-    """Mirrors and scales come home.
-
-    Upright boxes exactly, and rotated ones too where the scale is one number for both axes.
-    """
+    """Flips and scales are undone: upright boxes exactly, rotated ones where both axes have one scale."""
     for seed in range(60):
         sample = scene(seed, geometry, size=(100, 100))
         view = KEEPING(sample, generator_for(seed), geometry)
@@ -252,7 +251,7 @@ def test_order_of_objects_does_not_matter():
 
 @pytest.mark.parametrize("bits", [torch.uint8, torch.float32])
 def test_bright_spots_stay_where_the_matrix_says(bits):
-    """Gaussian spots, moved as pixels, have their centre of gravity at the moved point.
+    """Gaussian spots, moved as pixels, have their center of gravity at the moved point.
 
     Half a pixel of bias would show.
     """

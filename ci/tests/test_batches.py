@@ -1,6 +1,6 @@
 """Batches: a pure function of seed and step, whoever works for them.
 
-Workers that die with their parent and not before.
+Also workers that die with their parent and not before.
 """
 
 import gc

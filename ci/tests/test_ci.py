@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import checks
+import papers
 import pytest
 import readme
 import save
@@ -381,6 +382,16 @@ def test_stored_pictures_shrink(tmp_path):
     assert save.slim(path, halve=True) == 0
 
 
+WHEEL_FILES = """
+import sys, setuptools
+setuptools.setup = lambda **about: print(
+    *(f"{folder}:{name}" for folder, names in about["data_files"] for name in names)
+)
+sys.argv = ["setup.py"]
+exec(compile(open("setup.py").read(), "setup.py", "exec"), {"__file__": "setup.py", "__name__": "x"})
+"""
+
+
 @pytest.mark.parametrize(
     "tags, outputs, good",
     [(["parameters"], [], True), ([], [], False), (["parameters"], [{}], False)],
@@ -391,6 +402,34 @@ def test_templates_are_judged(tmp_path, tags, outputs, good):
         [cell("code", "seed = 1", outputs=outputs) | {"metadata": {"tags": tags}}],
     )
     assert (checks.templates(tmp_path)[1] == []) == good
+
+
+def test_a_papers_notebook_that_differs_is_found_and_made_again(root, tmp_path):
+    shutil.copytree(root / "papers", tmp_path / "papers")
+    assert checks.paper_notebooks(tmp_path)[1] == []
+    made = tmp_path / "papers/madet/run.ipynb"
+    before = made.read_text()
+    assert 'paper = \\"madet\\"' in before and "describe(paper)" not in before
+    made.write_text(before.replace("seed = 0", "seed = 1"))
+    (tmp_path / "papers/atss/run.ipynb").unlink()
+    said = checks.paper_notebooks(tmp_path)[1]
+    assert said == ["papers/atss/run.ipynb is missing", "papers/madet/run.ipynb differs"]
+    papers.main(tmp_path)
+    assert made.read_text() == before and checks.paper_notebooks(tmp_path)[1] == []
+    text = (tmp_path / "papers/atss/paper.md").read_text()
+    (tmp_path / "papers/atss/paper.md").write_text(text.replace("## One run", "## Cost"))
+    with pytest.raises(ValueError, match="One run"):
+        checks.paper_notebooks(tmp_path)
+
+
+def test_the_wheel_ships_the_run_notebooks(root):
+    listed = subprocess.run(
+        [sys.executable, "-c", WHEEL_FILES], cwd=root, capture_output=True, text=True
+    ).stdout.split()
+    assert "share/madet/papers:papers/run.ipynb" in listed
+    for name in papers.papers(root):
+        for file in ("run.ipynb", "grid.csv", "paper.md"):
+            assert f"share/madet/papers/{name}:papers/{name}/{file}" in listed
 
 
 def test_a_missing_docstring_and_a_mixed_cell_are_found(package):

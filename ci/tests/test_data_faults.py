@@ -1,5 +1,6 @@
-"""Broken data folders: each fault is either read with an entry in the list of defects, or refused with one
-sentence that names the place.
+"""Broken data folders.
+
+Each fault is either read with an entry in the list of defects, or refused with one sentence that names the place.
 """
 
 import io
@@ -68,8 +69,8 @@ def coco(root, split="train", count=2, boxes=None, categories=None, **change):
 
 
 VOC_OBJECT = (
-    "<object><name>{}</name>\n"
-    "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
+    "<object><name>{}</name>\n<bndbox><xmin>{}</xmin><ymin>{}</ymin>"
+    "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>\n"
 )
 
 

@@ -13,8 +13,8 @@ from madet.data.embedded import COUNTS, LEVELS, embedded, fingerprint, make_scen
 from madet.data.make_synthetic import make_synthetic
 from madet.data.open_folder import open_data, splits
 
-# SHA-256 of decoded pixels and labels. Changing one means that no earlier result at that level compares: say
-# so in CHANGELOG.md.
+# SHA-256 of decoded pixels and labels. Changing one means that no earlier result at that level compares:
+# say so in CHANGELOG.md.
 HASHES = {
     ("easy", "test", 500): "a917439ae6b2b6cb6fa60035fdf0f39617c26ff1fe28438322d22ddaf37c53bc",
     ("standard", "test", 500): "ce5787933b34b390e0afe1f19275492473be307ed78a19003b69772a1b93967e",

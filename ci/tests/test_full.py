@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import madet.tables.cost as estimate
+import madet.tables.measure as measure
 import madet.tables.run as table_command
 import madet.training.run as training_run
 from madet.boxes.errors import BadInput
@@ -321,7 +322,7 @@ def test_a_dry_run_at_full_estimates_and_leaves_nothing(capfd, small, tmp_path):
 @pytest.fixture
 def at_hand(monkeypatch):
     """Measuring in this process, which has torch already, instead of a child."""
-    monkeypatch.setattr(estimate, "ask", lambda rows, scale, *_: estimate.measure_rows(rows, scale))
+    monkeypatch.setattr(estimate, "ask", lambda rows, scale, *_: measure.measure_rows(rows, scale))
 
 
 def test_a_full_disk_is_told_before_the_start(capfd, monkeypatch, at_hand, small, tmp_path):
@@ -372,7 +373,7 @@ def test_a_broken_part_is_told_before_the_start(small, tmp_path, break_it, word)
     root = shutil.copytree(small, tmp_path / "coco")
     break_it(root)
     with pytest.raises(BadInput) as told:
-        estimate.open_checked(recipe_of("full", {"method": "atss", "data": str(root)})[1])
+        measure.open_checked(recipe_of("full", {"method": "atss", "data": str(root)})[1])
     assert word in str(told.value) and "\n" not in str(told.value), told.value
 
 
@@ -382,7 +383,7 @@ def test_an_annotation_of_no_image_is_counted_and_shown(small, tmp_path):
     content = json.loads(path.read_text())
     content["annotations"][0]["image_id"] = 4711
     path.write_text(json.dumps(content))
-    _, said = estimate.open_checked(recipe_of("full", {"method": "atss", "data": str(root)})[1])
+    _, said = measure.open_checked(recipe_of("full", {"method": "atss", "data": str(root)})[1])
     assert "1 defect:" in said and "image_id 4711 is in no entry of images" in said[-1]
 
 

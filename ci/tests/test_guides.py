@@ -42,7 +42,10 @@ def test_there_are_five_guides_and_each_is_read_from_the_start(root):
     assert len(guides) >= 5
     for path in guides:
         kind, source = cells(path)[0]
-        assert kind == "raw" and "title:" in source and "description:" in source, path.name
+        title, _, sentence = source.split("\n", 2)
+        assert kind == "markdown" and title.startswith("# ") and sentence.startswith("> "), (
+            path.name
+        )
 
 
 def test_commands_in_the_guides_exist(root):

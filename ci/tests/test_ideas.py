@@ -13,7 +13,7 @@ IDEAS = {
     "angle versions": ("boxes/conventions.py", "convention"),
     "midpoint offset": ("boxes/midpoint.py", "MidpointCoder"),
     "KLD, GWD and KFIoU losses": ("losses/gaussian.py", "kld_loss"),
-    "COCO's AP": ("metrics/coco.py", "coco_score"),
+    "COCO's AP": ("metrics/coco.py", "coco_average_precision"),
     "resuming a run": ("training/resume.py", "resume"),
 }
 

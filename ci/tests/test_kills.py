@@ -29,7 +29,7 @@ import torch
 from kill_server import Place
 from test_resume import assert_same
 
-from madet.data.batches import _uninterrupted
+from madet.data.loading import _uninterrupted
 from madet.data.make_synthetic import make_synthetic
 from madet.training.progress import read_log
 

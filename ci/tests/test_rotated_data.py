@@ -1,7 +1,6 @@
-"""Folders with turned boxes.
+"""Folders with rotated boxes: HRSC2016, DIOR-R, DOTA and roLabelImg in their published layouts.
 
-HRSC2016, DIOR-R, DOTA and roLabelImg in their published layouts, what can be wrong in them, and turns that
-keep boxes on their pixels.
+Also what can be wrong in them, and rotations that keep boxes on their pixels.
 """
 
 import json
@@ -531,8 +530,8 @@ def test_negative_coordinates_and_corners_outside(tmp_path, capsys):
     root = dota(
         tmp_path,
         {
-            "a": "-12 20 30 20 30 50 -12 50 plane 0\n-40 -40 -10 -40 -10 -10 -40 -10 plane 0\n170 20 230 "
-            "20 230 60 170 60 plane 0"
+            "a": "-12 20 30 20 30 50 -12 50 plane 0\n-40 -40 -10 -40 -10 -10 -40 -10 plane 0\n"
+            "170 20 230 20 230 60 170 60 plane 0"
         },
     )
     code, document = shown(capsys, root)
@@ -814,10 +813,7 @@ def test_boxes_stay_on_their_pixels(name, version):
 
 
 def test_rotated_embedded_set_follows_its_pixels():
-    """The embedded set's turned boxes, turned with their pictures.
-
-    The same scene drawn and turned, and its boxes' pixels.
-    """
+    """The embedded set's rotated boxes, rotated with their pictures, lie on their pixels."""
     from madet.data.embedded import embedded
 
     data = embedded("easy", "train", LE90, count=12)

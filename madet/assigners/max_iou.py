@@ -91,7 +91,7 @@ def max_iou(
     matched[skip] = IGNORED
     return matched
 
-
+# %% ../../nbs/assigners/00_max_iou.ipynb #b03633d8
 def _low_quality_claims(
     iou: Tensor, low_quality: float, match_zero_iou: bool, assign_all_ties: bool
 ) -> Tensor:

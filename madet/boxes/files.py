@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# %% ../../nbs/boxes/91_files.ipynb #f11e0005
 from .errors import BadInput
 
 # %% ../../nbs/boxes/91_files.ipynb #f11e0014

@@ -169,6 +169,19 @@ class Upright(_Boxes):
 _START = {"oc": -math.pi / 2, "le90": -math.pi / 2, "le135": -math.pi / 4}  # of the angle's range
 
 
+def _check_choice(version: str, refit: str) -> None:
+    if version not in _START:
+        raise ValueError(f"angle version {version!r} is not one of {', '.join(_START)}")
+    if refit not in ("min_area", "edges"):
+        raise ValueError(f"refit {refit!r} is neither min_area nor edges")
+
+
+def _wrapped(angles: Tensor, version: str) -> Tensor:
+    """Angles in the version's half turn; `oc` leaves them as they are."""
+    start = _START[version]
+    return angles if version == "oc" else (angles - start) % math.pi + start
+
+
 def _normalized(boxes: Tensor, version: str) -> Tensor:
     """The same rectangles `[..., 5]` with the angle in the version's range, the sides in its order."""
     centers, sizes, angles = boxes[..., :2], boxes[..., 2:4], boxes[..., 4:]
@@ -250,82 +263,13 @@ def _moved_by_similarity(boxes: Tensor, matrix: Tensor) -> Tensor:
     angles = turn + (-boxes[..., 4:] if mirrored else boxes[..., 4:])
     return torch.cat([move_points(boxes[..., :2], matrix), boxes[..., 2:4] * scale, angles], -1)
 
-# %% ../../nbs/boxes/02_geometry.ipynb #371ee788
-def default_refit(version: str) -> str:
-    "How MMRotate 0.3.4 turns a label's quadrilateral into a box: `edges` for le135, else `min_area`."
-    return "edges" if version == "le135" else "min_area"
-
-
-@dataclass(frozen=True)
-class Rotated(_Boxes):
-    """Rotated boxes `cxcywhr` `[..., 5]` (pixels, radians clockwise on the image) in an angle version.
-
-    Raises ValueError for an unknown version or refit."""
-
-    version: str = "le90"  # oc | le90 | le135
-    refit: str = "min_area"  # how a quadrilateral becomes a box: min_area | edges
-    dim = 5
-    iou = staticmethod(rotated_iou.rotated_iou)  # exact, without gradient
-    iou_paired = staticmethod(rotated_iou.rotated_iou_paired)
-    iof = staticmethod(rotated_iou.rotated_iof)
-    areas = staticmethod(_rotated_areas)
-    parts = staticmethod(_rotated_parts)
-    build = staticmethod(_rotated_boxes)
-    from_sides = staticmethod(_rotated_from_sides)
-    from_upright = staticmethod(_rotated_from_upright)
-    clip = staticmethod(_rotated_clip)
-    side_distances = staticmethod(_rotated_side_distances)
-    corners = staticmethod(_rotated_corners)
-    enclosing_upright = staticmethod(_enclosing_upright)
-    _hard_nms = staticmethod(rotated_nms)
-
-    def __post_init__(self):
-        if self.version not in _START:
-            raise ValueError(f"angle version {self.version!r} is not one of {', '.join(_START)}")
-        if self.refit not in ("min_area", "edges"):
-            raise ValueError(f"refit {self.refit!r} is neither min_area nor edges")
-
-    @classmethod
-    def of_version(cls, version: str = "le90", refit: str = "default") -> "Rotated":
-        "Boxes of an angle version; `refit` min_area, edges, or default: that of the version (`default_refit`)."
-        return cls(version, default_refit(version) if refit == "default" else refit)
-
-    @property
-    def name(self) -> str:
-        """rotated-le90 and the like."""
-        return f"rotated-{self.version}"
-
-    def from_quads(self, quads: Tensor) -> Tensor:
-        """Boxes from quadrilaterals `[..., 4, 2]` by the rule `refit`.
-
-        min_area: the smallest rectangle around; edges: the rectangle on the first two edges
-        (MMRotate's rule for le135)."""
-        fit = _smallest_rectangles if self.refit == "min_area" else _edge_rectangles
-        return self.normalize(fit(quads))
-
-    def warp(self, boxes: Tensor, matrix: Tensor) -> Tensor:
-        """Boxes moved by a 3 x 3 matrix; exact under a similarity, corners refitted otherwise."""
-        if not is_similarity(matrix):
-            return self.from_quads(move_points(self.corners(boxes), matrix))
-        return self.normalize(_moved_by_similarity(boxes, matrix))
-
-    def normalize(self, boxes: Tensor) -> Tensor:
-        """The same rectangles with the angle in this version's range and the sides in its order."""
-        return _normalized(boxes, self.version)
-
-    def wrap(self, angles: Tensor) -> Tensor:
-        """Angles, or differences of angles, in this version's half turn; `oc` leaves them as they are."""
-        start = _START[self.version]
-        return angles if self.version == "oc" else (angles - start) % math.pi + start
-
-    def _soft_nms(self, boxes, scores, threshold, labels, kind, sigma, min_score):
-        found = rotated_soft_nms(boxes, scores, threshold, labels, kind, sigma, min_score)
-        if found is None:  # too many pairs to list
-            return super()._soft_nms(boxes, scores, threshold, labels, kind, sigma, min_score)
-        return found
-
 # %% ../../nbs/boxes/02_geometry.ipynb #39c12c5d
 _PAIRS = torch.tensor(list(combinations(range(4), 2)))  # edges of the convex hull are among these
+
+
+def default_refit(version: str) -> str:
+    """How MMRotate 0.3.4 turns a label's quadrilateral into a box: edges for le135, else min_area."""
+    return "edges" if version == "le135" else "min_area"
 
 
 def _smallest_rectangles(quads: Tensor) -> Tensor:
@@ -352,3 +296,68 @@ def _edge_rectangles(quads: Tensor) -> Tensor:
     sizes = torch.cat([torch.maximum(first, second), torch.minimum(first, second)], -1)
     angle = torch.atan2(along[..., 1], along[..., 0])[..., None]
     return torch.cat([(p1 + p3) / 2, sizes, angle], -1)
+
+
+def _rectangles(quads: Tensor, refit: str) -> Tensor:
+    return _smallest_rectangles(quads) if refit == "min_area" else _edge_rectangles(quads)
+
+# %% ../../nbs/boxes/02_geometry.ipynb #371ee788
+@dataclass(frozen=True)
+class Rotated(_Boxes):
+    """Rotated boxes `cxcywhr` `[..., 5]` (pixels, radians clockwise on the image) in an angle version.
+
+    Raises ValueError for an unknown version or refit."""
+
+    version: str = "le90"  # oc | le90 | le135
+    refit: str = "min_area"  # of quadrilaterals: min_area | edges (MMRotate's rule for le135)
+    dim = 5
+    iou = staticmethod(rotated_iou.rotated_iou)  # exact, without gradient
+    iou_paired = staticmethod(rotated_iou.rotated_iou_paired)
+    iof = staticmethod(rotated_iou.rotated_iof)
+    areas = staticmethod(_rotated_areas)
+    parts = staticmethod(_rotated_parts)
+    build = staticmethod(_rotated_boxes)
+    from_sides = staticmethod(_rotated_from_sides)
+    from_upright = staticmethod(_rotated_from_upright)
+    clip = staticmethod(_rotated_clip)
+    side_distances = staticmethod(_rotated_side_distances)
+    corners = staticmethod(_rotated_corners)
+    enclosing_upright = staticmethod(_enclosing_upright)
+    _hard_nms = staticmethod(rotated_nms)
+
+    def __post_init__(self):
+        _check_choice(self.version, self.refit)
+
+    @classmethod
+    def of_version(cls, version: str = "le90", refit: str = "default") -> "Rotated":
+        """Boxes of an angle version; `refit` min_area, edges, or default (`default_refit`)."""
+        return cls(version, default_refit(version) if refit == "default" else refit)
+
+    @property
+    def name(self) -> str:
+        """rotated-le90 and the like."""
+        return f"rotated-{self.version}"
+
+    def from_quads(self, quads: Tensor) -> Tensor:
+        """Boxes from quadrilaterals `[..., 4, 2]`: the smallest around them, or on their first two edges."""
+        return self.normalize(_rectangles(quads, self.refit))
+
+    def warp(self, boxes: Tensor, matrix: Tensor) -> Tensor:
+        """Boxes moved by a 3 x 3 matrix; exact under a similarity, corners refitted otherwise."""
+        if not is_similarity(matrix):
+            return self.from_quads(move_points(self.corners(boxes), matrix))
+        return self.normalize(_moved_by_similarity(boxes, matrix))
+
+    def normalize(self, boxes: Tensor) -> Tensor:
+        """The same rectangles with the angle in this version's range and the sides in its order."""
+        return _normalized(boxes, self.version)
+
+    def wrap(self, angles: Tensor) -> Tensor:
+        """Angles, or differences of angles, in this version's half turn; `oc` leaves them as they are."""
+        return _wrapped(angles, self.version)
+
+    def _soft_nms(self, boxes, scores, threshold, labels, kind, sigma, min_score):
+        found = rotated_soft_nms(boxes, scores, threshold, labels, kind, sigma, min_score)
+        if found is not None:  # else there were too many pairs to list
+            return found
+        return super()._soft_nms(boxes, scores, threshold, labels, kind, sigma, min_score)

@@ -8,7 +8,6 @@ Docs: https://madet.github.io/madet/boxes/midpoint.html.md"""
 __all__ = ['touching', 'MidpointCoder']
 
 # %% ../../nbs/boxes/07_midpoint.ipynb #3da84f60
-import math
 from dataclasses import dataclass
 
 import torch

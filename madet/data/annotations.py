@@ -1,4 +1,4 @@
-"""What a label file says, checked number by number, turned into boxes that training can trust
+"""Checks every annotation of a label file and turns sound ones into boxes, labels and flags
 
 Docs: https://madet.github.io/madet/data/annotations.html.md"""
 
@@ -254,7 +254,7 @@ def refuse_degrees(images: list[ImageAnnotations], minimum: int = 8) -> None:
     if not all(float(angle).is_integer() for angle in angles):
         return
     raise BadInput(
-        f"{rotated[0].where}: the angles of all {len(rotated)} turned boxes are whole numbers "
+        f"{rotated[0].where}: the angles of all {len(rotated)} rotated boxes are whole numbers "
         f"from {min(angles):g} to {max(angles):g}, so the labels seem to hold degrees; "
         "multiply the angles by pi/180."
     )

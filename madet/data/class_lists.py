@@ -1,4 +1,4 @@
-"""DOTA, DIOR-R and HRSC2016 have a published order of classes; a folder that holds their classes keeps it
+"""The published class order of DOTA, DIOR-R and HRSC2016, kept by folders that hold their classes
 
 Docs: https://madet.github.io/madet/data/class_lists.html.md"""
 

@@ -1,4 +1,4 @@
-"""The same records in six formats, for other programs and for a round trip that proves the readers
+"""Writes records as COCO, VOC, DOTA, roLabelImg, HRSC2016 or DIOR-R
 
 Docs: https://madet.github.io/madet/data/export.html.md"""
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .class_lists import HRSC
-from .discover import canonical
+from .split_names import canonical
 from .open_folder import OpenedFolder
 from .sample import Dataset, Defect, Record
 
@@ -261,7 +261,7 @@ PICTURES = {
 }
 FORMATS = tuple(LABELS)
 
-
+# %% ../../nbs/data/10_export.ipynb #bbe6efed
 def export_folder(out: Path | str, parts: dict[str, Dataset], kind: str) -> Path:
     """Writes splits of one data set as a folder of one of the `FORMATS`.
 

@@ -1,4 +1,4 @@
-"""Image sizes from the header alone, and every kind of picture turned into the same uint8 RGB tensor
+"""Image size from the header alone, and any kind of picture as a uint8 RGB tensor
 
 Docs: https://madet.github.io/madet/data/pixels.html.md"""
 
@@ -20,6 +20,7 @@ from ..boxes.errors import BadInput
 # %% ../../nbs/data/07_pixels.ipynb #4a4293ec
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm")
 
+# EXIF orientation: what sets the picture upright
 _MOVES = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -28,7 +29,7 @@ _MOVES = {
     6: "ROTATE_270",
     7: "TRANSVERSE",
     8: "ROTATE_90",
-}  # EXIF orientation: what sets the picture upright
+}
 
 
 def orientation(image: Image.Image) -> int:

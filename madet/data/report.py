@@ -19,7 +19,8 @@ from PIL import Image
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .open_folder import DatasetBuilder, OpenedFolder
+from .open_folder import OpenedFolder
+from .records import DatasetBuilder
 from .sample import Dataset, Defect
 from .splits import ImageEntry, resolve_split
 
@@ -114,7 +115,7 @@ def survey(
     _count(opened, report, counts)
     return report
 
-
+# %% ../../nbs/data/06_report.ipynb #c099e787
 def _examine(opened: OpenedFolder, report: Report, verify: int) -> dict[int, int]:
     """Number of objects of every entry whose picture can be read, by the entry's id.
 
@@ -225,7 +226,7 @@ def _split_table(report: Report) -> list[str]:
         lines += ["", *text_table(["class", "objects"], rows)]
     return lines
 
-
+# %% ../../nbs/data/06_report.ipynb #902cf76d
 def _defect_lines(defects: list[Defect], most: int | None, folder: str) -> list[str]:
     shown = defects[:most]
     plural = "" if len(defects) == 1 else "s"

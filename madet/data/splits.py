@@ -1,4 +1,4 @@
-"""Labels joined to pictures, and both sorted into train, val, test and unlabelled
+"""Joins labels to pictures and sorts them into train, val, test and unlabelled
 
 Docs: https://madet.github.io/madet/data/splits.html.md"""
 
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .annotations import ImageAnnotations
-from .discover import SPLITS, Layout, canonical, split_of
+from .discover import Layout
 from .pixels import IMAGE_SUFFIXES
 from .sample import Defect
+from .split_names import SPLITS, canonical, split_of
 
 # %% ../../nbs/data/13_splits.ipynb #7222959f
 @dataclass
@@ -31,7 +32,7 @@ class ImageEntry:
     split: str | None = None
     names: tuple[str, ...] | None = None  # classes that its label file declares
 
-
+# %% ../../nbs/data/13_splits.ipynb #4fb392e9
 class PictureIndex:
     """The pictures of a layout, found by path, name or stem."""
 
@@ -61,9 +62,8 @@ class PictureIndex:
         name = key.rsplit("/")[-1]
         found = self.names.get(name) or self.stems.get(stem_of(name)) or []
         if canonical(split or "") in self.splits:
-            found = [
-                path for path in found if self.split_of(path) in ("", canonical(split))
-            ]  # another split's picture of that name is another picture
+            # another split's picture of that name is another picture
+            found = [path for path in found if self.split_of(path) in ("", canonical(split))]
         return max(found, key=lambda path: self._closeness(path, near, split, key), default=None)
 
     def _closeness(self, path: Path, near: Path, split: str | None, key: str) -> tuple:
@@ -148,7 +148,7 @@ def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex)
         )
     return parts
 
-
+# %% ../../nbs/data/13_splits.ipynb #87ed78a4
 def _listed_entry(
     name: str,
     where: str,
@@ -253,7 +253,7 @@ def resolve_split(parts: Splits, split: str | None) -> tuple[list[ImageEntry], l
     for name, entries in parts.entries.items():
         have[canonical(name)] += entries
     labelled = {name: entries for name, entries in have.items() if name != "unlabelled"}
-    if split is None:
+    if not split:
         everything = [entry for entries in labelled.values() for entry in entries]
         return _distinct(everything), []
     split = canonical(split)
@@ -276,7 +276,7 @@ def _derived(have: dict[str, list[ImageEntry]], split: str) -> tuple[list[ImageE
         said.append("There is no test part; val is scored under test.")
     return (train if split == "train" else val) or [], said
 
-
+# %% ../../nbs/data/13_splits.ipynb #ad468f43
 def _train_and_val(
     have: dict[str, list[ImageEntry]],
 ) -> tuple[list[ImageEntry] | None, list[ImageEntry] | None, list[str]]:

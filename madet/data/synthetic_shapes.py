@@ -1,4 +1,4 @@
-"""Five shapes and six look-alikes, turned and filled without a single floating point operation
+"""Five shapes and six look-alikes in rotated boxes, drawn with integer arithmetic alone
 
 Docs: https://madet.github.io/madet/data/synthetic_shapes.html.md"""
 
@@ -19,8 +19,9 @@ _Q = 14  # bits behind the point of sines and cosines
 
 
 def turn(direction: int) -> tuple[int, int]:
-    """Cosine and sine, in 16384ths, of one of 256 directions, clockwise on the image from the
-    right.
+    """Cosine and sine, in 16384ths, of one of 256 directions.
+
+    Directions run clockwise on the image, from the right.
     """
     quarter, p = divmod(direction % DIRECTIONS, 64)
     whole = 4096 + p * p
@@ -36,8 +37,9 @@ def radians(direction: int) -> float:
 
 # %% ../../nbs/data/11_synthetic_shapes.ipynb #1415c508
 def ladder(low: int, high: int) -> list[int]:
-    """Integers from `low` to `high`, each about a 32nd above the one before: evenly chosen, they
-    are even over octaves.
+    """Integers from `low` to `high`, each about a 32nd above the one before.
+
+    Evenly chosen, they are even over octaves.
     """
     rungs = [low]
     while rungs[-1] < high:
@@ -49,6 +51,9 @@ CLASSES = ("disc", "bar", "triangle", "cross", "ring")
 LOOKALIKES = ("half", "frame", "hourglass", "tee", "ell", "gap")
 
 
+# Rules for points (u, v), int64, in the frame of a box of half sides a and b.
+
+
 def _within(u, v, a, b):
     return (np.abs(u) <= a) & (np.abs(v) <= b)
 
@@ -57,55 +62,74 @@ def _oval(u, v, a, b):
     return u * u * (b * b) + v * v * (a * a) <= a * a * b * b
 
 
+def _triangle(u, v, a, b):
+    return (np.abs(u) * 2 * b <= a * (v + b)) & (v <= b)
+
+
+def _cross(u, v, a, b):
+    return _within(u, v, a, b) & ((np.abs(u) * 3 <= a) | (np.abs(v) * 3 <= b))
+
+
 def _ring(u, v, a, b):
     return _oval(u, v, a, b) & ~_oval(u, v, a // 2, b // 2)
 
 
+def _half(u, v, a, b):
+    return _oval(u, v - b, a, 2 * b) & (v <= b)
+
+
+def _frame(u, v, a, b):
+    return _within(u, v, a, b) & ~_within(u, v, a // 2, b // 2)
+
+
+def _hourglass(u, v, a, b):
+    return (np.abs(u) * b <= a * np.abs(v)) & (np.abs(v) <= b)
+
+
+def _tee(u, v, a, b):
+    return _within(u, v, a, b) & ((v * 3 <= -b) | (np.abs(u) * 3 <= a))
+
+
+def _ell(u, v, a, b):
+    return _within(u, v, a, b) & ((u * 3 <= -a) | (v * 3 >= b))
+
+
+def _gap(u, v, a, b):
+    return _ring(u, v, a, b) & ~((np.abs(u) * 5 <= a * 2) & (v < 0))
+
+# %% ../../nbs/data/11_synthetic_shapes.ipynb #5f1c0a77
 _RULES = {
     "disc": _oval,
     "bar": _within,
-    "triangle": lambda u, v, a, b: (np.abs(u) * 2 * b <= a * (v + b)) & (v <= b),
-    "cross": lambda u, v, a, b: _within(u, v, a, b) & ((np.abs(u) * 3 <= a) | (np.abs(v) * 3 <= b)),
+    "triangle": _triangle,
+    "cross": _cross,
     "ring": _ring,
-    "half": lambda u, v, a, b: _oval(u, v - b, a, 2 * b) & (v <= b),
-    "frame": lambda u, v, a, b: _within(u, v, a, b) & ~_within(u, v, a // 2, b // 2),
-    "hourglass": lambda u, v, a, b: (np.abs(u) * b <= a * np.abs(v)) & (np.abs(v) <= b),
-    "tee": lambda u, v, a, b: _within(u, v, a, b) & ((v * 3 <= -b) | (np.abs(u) * 3 <= a)),
-    "ell": lambda u, v, a, b: _within(u, v, a, b) & ((u * 3 <= -a) | (v * 3 >= b)),
-    "gap": lambda u, v, a, b: _ring(u, v, a, b) & ~((np.abs(u) * 5 <= a * 2) & (v < 0)),
+    "half": _half,
+    "frame": _frame,
+    "hourglass": _hourglass,
+    "tee": _tee,
+    "ell": _ell,
+    "gap": _gap,
 }
 
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray, a: int, b: int) -> np.ndarray:
-    """Which points, int64 `u` and `v` in the frame of a box of half sides `a` and `b`, belong to
-    the shape: bool.
+    """Which points belong to the shape: bool.
+
+    `u` and `v` are int64 in the frame of a box of half sides `a` and `b`.
     """
     return _RULES[shape](u, v, a, b)
 
 # %% ../../nbs/data/11_synthetic_shapes.ipynb #106cc4ad
 _CIRCLE = np.array([turn(direction) for direction in range(0, DIRECTIONS, 8)]) / 2**_Q
 _HALF_HOLE = np.concatenate([_CIRCLE, _CIRCLE[:1], _CIRCLE[:1] / 2, _CIRCLE[::-1] / 2])
+_CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1)]
+_CROSS += [(-x, -y) for x, y in _CROSS]  # the other half
 _CORNERS = {  # in half sides
     "disc": _CIRCLE,
     "bar": np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]),
     "triangle": np.array([[0, -1], [1, 1], [-1, 1]]),
-    "cross": np.array(
-        [
-            [-1, -3],
-            [1, -3],
-            [1, -1],
-            [3, -1],
-            [3, 1],
-            [1, 1],
-            [1, 3],
-            [-1, 3],
-            [-1, 1],
-            [-3, 1],
-            [-3, -1],
-            [-1, -1],
-        ]
-    )
-    / 3,
+    "cross": np.array(_CROSS) / 3,
     "ring": _HALF_HOLE,
 }
 
@@ -113,7 +137,8 @@ _CORNERS = {  # in half sides
 def outline(shape: str, cx: int, cy: int, a: int, b: int, direction: int) -> np.ndarray:
     """Corners `[N, 2]`, float64 pixels, of a class's shape in a rotated box.
 
-    Units of 64ths of a pixel come in.
+    Center and half sides are in 64ths of a pixel, the direction in 256ths of a full turn.
     """
-    (u, v), (cos, sin) = (_CORNERS[shape] * (a, b)).T, (x / 2**_Q for x in turn(direction))
+    u, v = (_CORNERS[shape] * (a, b)).T
+    cos, sin = (x / 2**_Q for x in turn(direction))
     return np.stack([cx + u * cos - v * sin, cy + u * sin + v * cos], 1) / PIXEL

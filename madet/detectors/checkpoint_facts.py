@@ -41,7 +41,7 @@ class RecognizedCheckpoint:
 
 # %% ../../nbs/detectors/12_checkpoint_facts.ipynb #b1000009
 # blocks of the four stages -> backbone with two, with three convolutions a block
-RESNET_BLOCKS = {
+RESNET_BLOCKS: dict[tuple[int, ...], tuple[str, str]] = {
     (2, 2, 2, 2): ("resnet18", ""),
     (3, 4, 6, 3): ("resnet34", "resnet50"),
     (3, 4, 23, 3): ("", "resnet101"),

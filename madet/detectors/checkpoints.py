@@ -15,6 +15,7 @@ import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -75,10 +76,11 @@ DICT_CLASSES = (
 )
 
 
-def stand_ins() -> list[tuple[type, str]]:
+def stand_ins() -> list[tuple[Any, str]]:
     """(class, name in a file) of everything that is known to lie beside published weights."""
-    ignored = [(IgnoredObject, name) for name in METADATA_CLASSES]
-    return ignored + [(PlainDict, name) for name in DICT_CLASSES]
+    names: list[tuple[Any, str]] = [(IgnoredObject, name) for name in METADATA_CLASSES]
+    names += [(PlainDict, name) for name in DICT_CLASSES]
+    return names
 
 # %% ../../nbs/detectors/11_checkpoints.ipynb #62b7b4ff
 @dataclass
@@ -104,25 +106,25 @@ class Checkpoint:
             places.append(self.meta["dataset_meta"])
         for meta in places:
             for key in ("CLASSES", "classes"):
-                names = meta.get(key)
+                names = meta.get(key, [])
                 if _are_names(names):
                     return list(names)
         return []
 
 
-def _are_names(names: object) -> bool:
+def _are_names(names: Any) -> bool:
     "Whether this is a list of texts, with one text at least."
     is_list = isinstance(names, (list, tuple)) and len(names) > 0
     return is_list and all(isinstance(name, str) for name in names)
 
 # %% ../../nbs/detectors/11_checkpoints.ipynb #94147a35
-def load_plainly(path: Path, trust: bool) -> object:
+def load_plainly(path: Path, trust: bool) -> Any:
     """The content of a .pth file; the program inside runs only with `trust`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
-        with torch.serialization.safe_globals(stand_ins()):
+        with torch.serialization.safe_globals([*stand_ins()]):
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -173,7 +175,7 @@ def open_checkpoint(path: Path | str, trust: bool = False) -> Checkpoint:
         content = load_file(path) if path.suffix == ".safetensors" else load_plainly(path, trust)
     except (*BROKEN, TypeError, IndexError, AssertionError, MemoryError) as error:
         raise BadInput(why_unreadable(path, error, trust)) from None
-    tensors = peel(content, path)
+    tensors = peel(content, str(path))
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     beside = sorted(key for key in others if key not in WEIGHT_KEYS)
     meta = content.get("meta")

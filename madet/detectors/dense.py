@@ -8,6 +8,8 @@ Docs: https://madet.github.io/madet/detectors/dense.html.md"""
 __all__ = ['named_backbone', 'tiny_backbone', 'backbone_with_fpn', 'retinanet_detector', 'fcos_detector', 'atss_detector']
 
 # %% ../../nbs/detectors/01_dense.ipynb #214bc0d9
+from typing import Any
+
 from torch import nn
 
 from ..boxes.errors import BadInput
@@ -49,26 +51,27 @@ def backbone_with_fpn(
     relu_before_extra: bool = False,
     channels: int | None = None,
     trust: bool = False,
-) -> tuple[nn.Module, FPN]:
+) -> tuple[Any, FPN]:
     """A backbone and its pyramid.
 
     `backbone`: tiny, a name that `resnet` or `res2net` knows, or a module with `channels` and `strides`; `weights`:
     None (from scratch), a name or a file; `extra`: where levels beyond the backbone's come from; `channels` of the
     pyramid (64 for tiny, else 256). Raises `BadInput` for unknown names and for weights that do not fit."""
     small = backbone == "tiny"
+    body: Any = backbone
     if small:
-        backbone = tiny_backbone(weights)
+        body = tiny_backbone(weights)
     elif isinstance(backbone, str):
-        backbone = named_backbone(backbone, weights or None, style, trust=trust)
+        body = named_backbone(backbone, weights or None, style, trust=trust)
     neck = FPN(
-        backbone.channels,
+        body.channels,
         channels or (64 if small else 256),
         levels=4 if small else 5,
         extra=extra,
         relu_before_extra=relu_before_extra,
-        strides=backbone.strides,
+        strides=body.strides,
     )
-    return backbone, neck
+    return body, neck
 
 
 def _fitted(neck: FPN, options: dict) -> dict:

@@ -9,6 +9,7 @@ __all__ = ['Size', 'IMAGENET', 'CAFFE', 'Pixels', 'pixels_for', 'targets_to', 'c
 
 # %% ../../nbs/detectors/00_detector.ipynb #117b1241
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Pixels:
         """Images `[3, H, W]` normalized and padded with zeros at the right and bottom.
 
         Returns pixels `[B, 3, H, W]`, each image's size, and its size padded alone (height, width)."""
-        sizes = [tuple(image.shape[-2:]) for image in images]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         padded = [(self._round_up(height), self._round_up(width)) for height, width in sizes]
         tallest = max(height for height, _ in padded)
         widest = max(width for _, width in padded)
@@ -82,14 +83,17 @@ def targets_to(targets: list[dict], device: torch.device) -> list[dict]:
     return moved
 
 
-def check_targets(targets: list[dict] | None, boxes: Upright | Rotated, num_classes: int) -> None:
-    """Raises `BadInput` where training has no targets, or where boxes or labels do not fit the detector."""
+def check_targets(
+    targets: list[dict] | None, boxes: Upright | Rotated, num_classes: int
+) -> list[dict]:
+    """The same targets. Raises `BadInput` where there are none, or boxes or labels do not fit the detector."""
     if targets is None:
         raise BadInput(
             "A detector in training mode needs targets; pass them, or call model.eval() first."
         )
     for number, target in enumerate(targets):
         check_target(target, target.get("image_id", number), boxes, num_classes)
+    return targets
 
 
 def check_target(target: dict, name: object, boxes: Upright | Rotated, num_classes: int) -> None:
@@ -117,6 +121,10 @@ class Detector(nn.Module):
 
     `boxes` is the geometry of its detections, `classes` the names of their classes where known."""
 
+    backbone: Any
+    neck: Any
+    head: Any
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -131,8 +139,8 @@ class Detector(nn.Module):
         self.head = head
         self.pixels = pixels
         self.classes = classes
-        self.num_classes = head.num_classes
-        self.boxes = head.coder.boxes
+        self.num_classes = self.head.num_classes
+        self.boxes = self.head.coder.boxes
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """Pyramid levels `[B, C, H, W]` of normalized `pixels` `[B, 3, H, W]`, finest first."""
@@ -164,5 +172,5 @@ class Detector(nn.Module):
         predictions = self.head(self.features(pixels))
         if not self.training:
             return self.head.detect(predictions, sizes)
-        check_targets(targets, self.boxes, self.num_classes)
+        targets = check_targets(targets, self.boxes, self.num_classes)
         return self.head.losses(predictions, pad_sizes, targets)

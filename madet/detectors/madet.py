@@ -8,6 +8,8 @@ Docs: https://madet.github.io/madet/detectors/madet.html.md"""
 __all__ = ['madet_detector']
 
 # %% ../../nbs/detectors/02_madet.ipynb #2f195f35
+from typing import Any
+
 from torch import nn
 
 from ..boxes.geometry import Rotated, Upright
@@ -34,7 +36,7 @@ def madet_detector(
     width = neck.channels[0]
     towers = 2 if width <= 64 else 4
     # the shared offset takes the place of a tower's last convolution
-    defaults = dict(depth=towers - bool(head.get("interaction", "shared")))
+    defaults: dict[str, Any] = dict(depth=towers - bool(head.get("interaction", "shared")))
     head = madet_head(
         num_classes, width, boxes=boxes, strides=tuple(neck.strides), **defaults | head
     )

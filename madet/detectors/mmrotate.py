@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,7 +195,7 @@ def _box_coding(path: Path, config: str, version: str) -> dict:
         raise BadInput(
             f"{path} has {len(stds)} deviations of regressed numbers; a rotated box needs 5."
         )
-    defaults = angle_defaults(Rotated(version))
+    defaults: dict[str, Any] = {**angle_defaults(Rotated(version))}
     unit = defaults.get("angle_unit")
     written = last_match(r"\bnorm_factor\s*=\s*(None|[\d.]+)", config)
     if written:

@@ -12,6 +12,7 @@ __all__ = ['MMDET_HEADS', 'CONFIG_HEADS', 'FCOS_CAFFE', 'check_config_head', 're
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def recognize_mmdet(
     if f"{head}reg.weight" not in tensors:
         raise BadInput(f"{path} lacks {head}reg.weight; a {CONFIG_HEADS[method]} has it.")
     places, num_classes = _places_and_classes(path, head, tensors)
-    method_options = dict(
+    method_options: dict[str, Any] = dict(
         anchors_per_location=places,
         head_convs=tower_depth(tensors, r"bbox_head\.cls_convs\.(\d+)\."),
         fpn_channels=tensors[f"{head}cls.weight"].shape[1],
@@ -137,7 +138,9 @@ def recognize_torchvision(path: Path | str, tensors: Mapping[str, Tensor]) -> Re
     in_tower = [key for key in tensors if key.startswith(f"{towers}conv.")]
     convs = [key for key in in_tower if tensors[key].ndim == 4]
     extra = tensors.get("backbone.fpn.extra_blocks.p6.weight", logits)
-    build = dict(extra="on_output" if extra.shape[1] == logits.shape[1] else "on_input")
+    build: dict[str, Any] = dict(
+        extra="on_output" if extra.shape[1] == logits.shape[1] else "on_input"
+    )
     if not is_fcos:
         build["tower_norm"] = any(key.startswith(f"{towers}conv.0.1.") for key in tensors)
     return RecognizedCheckpoint(

@@ -10,6 +10,7 @@ __all__ = ['ShiftedScale', 'CenternessBesideClasses', 'as_fcos', 'with_biases', 
 # %% ../../nbs/detectors/15_published_network.ipynb #c1000004
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from .mmrotate import as_mmrotate
 from .torchvision import TorchvisionDetector
 from ..heads.dense import DenseHead
 from ..heads.detect import PostprocessConfig
-from ..heads.towers import Scale, flatten_locations
+from ..heads.towers import Scale
 from ..nets.fpn import FPN
 from ..nets.resnet import resnet
 
@@ -70,7 +71,8 @@ def with_biases(head: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def as_torchvision(model: TorchvisionDetector, build: dict) -> None:
     """The pyramid and towers of torchvision's first RetinaNet, where `build` asks for them."""
-    inner, maps = model.model, model.model.backbone
+    inner: Any = model.model
+    maps = inner.backbone
     width = maps.out_channels
     if build.get("extra") == "on_output":
         maps.fpn = FPN(
@@ -97,7 +99,8 @@ def like_published(
 
     `build`: what is different (see `how_used`); `tensors`: the checkpoint's, by our names; `backbone`: its name."""
     if not isinstance(model, Detector):
-        model.model.backbone.body = resnet(backbone, None, norm="bn_frozen_stats")
+        maps: Any = model.model.backbone
+        maps.body = resnet(backbone, None, norm="bn_frozen_stats")
         as_torchvision(model, build)
         return model
     model.backbone = named_backbone(backbone, None, build["style"], norm="bn_frozen_stats")

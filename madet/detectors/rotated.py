@@ -9,6 +9,8 @@ __all__ = ['DENSE_POSTPROCESS', 'POINT_POSTPROCESS', 'rotated_atss_detector', 'r
            'rotated_fcos_detector', 'rotated_madet_detector']
 
 # %% ../../nbs/detectors/04_rotated.ipynb #f8828625
+from typing import Any
+
 from torch import nn
 
 from ..boxes.geometry import Rotated
@@ -41,7 +43,7 @@ def rotated_atss_detector(
     the rows of our table were run. The older form (RetinaNet's towers, no centerness, L1) is
     `norm=None, centerness=False, scales=False, box_loss="l1"`; with "iou_log" and `box_weight=1.` that of the
     published table."""
-    defaults = dict(
+    defaults: dict[str, Any] = dict(
         anchor_size=4.0,
         stds=(1.0,) * 5,
         centerness_in="horizontal",
@@ -66,7 +68,7 @@ def rotated_retinanet_detector(
 
     Nine upright anchors a location (shapes in the order 1, 1/2, 2), max-IoU, L1 on deltas; 64.6 for oc with
     `match_on="horizontal"`."""
-    defaults = dict(ratios=(1.0, 0.5, 2.0), postprocess=DENSE_POSTPROCESS)
+    defaults: dict[str, Any] = dict(ratios=(1.0, 0.5, 2.0), postprocess=DENSE_POSTPROCESS)
     boxes = Rotated.of_version(version, refit)
     return retinanet_detector(num_classes, backbone, weights, boxes=boxes, **defaults | options)
 
@@ -83,7 +85,7 @@ def rotated_fcos_detector(
     """Rotated FCOS as in MMRotate: AP50 on DOTA-v1.0 test, R50 1x le90: 70.7 to 71.9.
 
     Side distances in the box's own frame and the angle, 1 - IoU, centerness in the box."""
-    defaults = dict(postprocess=POINT_POSTPROCESS)
+    defaults: dict[str, Any] = dict(postprocess=POINT_POSTPROCESS)
     boxes = Rotated.of_version(version, refit)
     return fcos_detector(num_classes, backbone, weights, boxes=boxes, **defaults | options)
 
@@ -101,6 +103,6 @@ def rotated_madet_detector(
 
     Both branches predict rotated boxes; exact rotated IoU takes the place of IoU and 1 - IoU that of 1 - GIoU, with the
     same weights."""
-    defaults = dict(anchor_size=4.0, postprocess=DENSE_POSTPROCESS)
+    defaults: dict[str, Any] = dict(anchor_size=4.0, postprocess=DENSE_POSTPROCESS)
     boxes = Rotated.of_version(version, refit)
     return madet_detector(num_classes, backbone, weights, boxes=boxes, **defaults | options)

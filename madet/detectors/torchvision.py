@@ -116,7 +116,8 @@ class TorchvisionDetector(nn.Module):
         """Scalar losses in training, else detections.
 
         Detections have `boxes` `[N, 4]` xyxy in pixels, `scores` `[N]` and `labels` `[N]` from 0. Images are
-        `[3, H, W]` in 0..1; targets hold `boxes`, `labels` and maybe `ignore`. Raises `BadInput` where training has no targets."""
+        `[3, H, W]` in 0..1; targets hold `boxes`, `labels` and maybe `ignore`. Raises `BadInput` where training has no
+        targets."""
         device = next(self.parameters()).device
         pixels, sizes, pad_sizes = IMAGENET.batch([image.to(device) for image in images])
         if targets is not None:

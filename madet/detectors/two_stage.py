@@ -10,6 +10,7 @@ __all__ = ['WIDE', 'NARROW', 'TwoStage', 'faster_rcnn_detector', 'rotated_faster
 # %% ../../nbs/detectors/03_two_stage.ipynb #d588e2e1
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ class TwoStage(Detector):
         output = self.rpn(features)
         if not self.training:
             return self.head.detect(features, self.proposed(output, sizes), sizes)
-        check_targets(targets, self.boxes, self.num_classes)
+        targets = check_targets(targets, self.boxes, self.num_classes)
         first = self.rpn.losses(output, pad_sizes, targets)
         second = self.head.losses(features, self.proposed(output, sizes), targets)
         return first | second
@@ -73,7 +74,7 @@ def _proposal_coder(proposals: str, boxes: Upright | Rotated) -> DeltaCoder | Mi
         raise BadInput(f"proposals is {proposals!r}; choose upright or oriented.")
     if proposals == "upright":
         return DeltaCoder()
-    if boxes.dim == Upright.dim:
+    if not isinstance(boxes, Rotated):
         raise BadInput(
             "Oriented proposals are rotated boxes and these boxes are upright; "
             "give boxes=Rotated(...), or take upright proposals."
@@ -83,8 +84,8 @@ def _proposal_coder(proposals: str, boxes: Upright | Rotated) -> DeltaCoder | Mi
 
 def _roi_coder(proposals: Upright | Rotated, boxes: Upright | Rotated) -> DeltaCoder:
     "The coder of the second stage, from proposals to boxes."
-    stds = (0.1, 0.1, 0.2, 0.2, 0.1)
-    return DeltaCoder(proposals, boxes, stds=stds, **angle_defaults(boxes))
+    options: dict[str, Any] = dict(stds=(0.1, 0.1, 0.2, 0.2, 0.1), **angle_defaults(boxes))
+    return DeltaCoder(proposals, boxes, **options)
 
 
 def _from_stride_4(backbone: str | nn.Module, weights: str | None, style: str) -> str | nn.Module:
@@ -95,8 +96,8 @@ def _from_stride_4(backbone: str | nn.Module, weights: str | None, style: str) -
 
 
 # sizes with a pyramid of 256 channels as MMDetection has them, and with one of 64 channels or fewer
-WIDE = dict(proposal_config=ProposalConfig(), sampled=512, width=1024, finest=56.0)
-NARROW = dict(
+WIDE: dict[str, Any] = dict(proposal_config=ProposalConfig(), sampled=512, width=1024, finest=56.0)
+NARROW: dict[str, Any] = dict(
     proposal_config=ProposalConfig(250, 500, max_proposals=250), sampled=128, width=256, finest=16.0
 )
 
@@ -163,7 +164,7 @@ def faster_rcnn_detector(
 
 # %% ../../nbs/detectors/03_two_stage.ipynb #3bf20b14
 # What MMRotate's rotated two-stage configurations share
-_MMROTATE = dict(
+_MMROTATE: dict[str, Any] = dict(
     agnostic=True,
     box_loss=smooth_l1_loss,
     rpn_loss=partial(smooth_l1_loss, beta=1 / 9),
@@ -186,7 +187,7 @@ def rotated_faster_rcnn_detector(
     rotated ATSS table has `version="oc"`, L1 in the first stage and ATSS on enclosing upright boxes there
     (`rpn_loss=l1_loss, rpn_assign=partial(atss, per_location=3)`); it also predicts upright boxes, which this one
     does not."""
-    defaults = dict(boxes=Rotated.of_version(version, refit), **_MMROTATE)
+    defaults: dict[str, Any] = dict(boxes=Rotated.of_version(version, refit), **_MMROTATE)
     defaults |= _proposal_counts(backbone, options, nms_threshold=0.7)
     return faster_rcnn_detector(num_classes, backbone, weights, **defaults | options)
 
@@ -203,7 +204,7 @@ def oriented_rcnn_detector(
     """Oriented R-CNN (Xie et al., ICCV 2021) as in MMRotate: AP50 on DOTA-v1.0 test, R50 1x le90: 75.69.
 
     Proposals are rotated boxes by midpoint offsets, read by rotated RoIAlign with 2 x 2 points a bin."""
-    defaults = dict(boxes=Rotated.of_version(version, refit), ratio=2, **_MMROTATE)
+    defaults: dict[str, Any] = dict(boxes=Rotated.of_version(version, refit), ratio=2, **_MMROTATE)
     defaults |= _proposal_counts(backbone, options, nms_threshold=0.8)
     return faster_rcnn_detector(
         num_classes, backbone, weights, proposals="oriented", **defaults | options

@@ -9,6 +9,7 @@ __all__ = ['make_anchor_grid', 'make_box_coder', 'OnGrid']
 
 # %% ../../nbs/heads/11_anchors.ipynb #a11c0004
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -69,19 +70,19 @@ class OnGrid:
 
     grid: AnchorGrid
 
-    def priors(self, predictions) -> Priors:
+    def priors(self, predictions: Any) -> Priors:
         "The anchors that go with these predictions (of one branch, or a list of branches)."
         first = predictions[0] if isinstance(predictions, list) else predictions
         return self.grid(first.shapes, first.logits.device)
 
     def level_losses(
-        self, predictions, pad_sizes: list[tuple[int, int]], targets: list[dict]
+        self, predictions: Any, pad_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
         "The losses of `losses`, each split by pyramid level: `[L]`."
         raise NotImplementedError
 
     def losses(
-        self, predictions, pad_sizes: list[tuple[int, int]], targets: list[dict]
+        self, predictions: Any, pad_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
         """Losses by name, scalars: loss_cls, loss_bbox, maybe loss_centerness; MADet: loss_iou; RPN: loss_rpn_...
 

@@ -1,4 +1,4 @@
-"""The cut before suppression, suppression, and the best hundred
+"""Candidate detections of a dense head (threshold, best of each level) and their suppression
 
 Docs: https://madet.github.io/madet/heads/detect.html.md"""
 
@@ -20,15 +20,13 @@ from ..boxes.priors import Priors
 # %% ../../nbs/heads/02_detect.ipynb #143bf08f
 @dataclass(frozen=True)
 class PostprocessConfig:
-    "What reaches the list of detections."
+    "Thresholds and limits between the predictions of a head and its list of detections."
 
-    score_threshold: float = 0.05  # lowest class score that is looked at, 0..1
+    score_threshold: float = 0.05  # lowest class score that is kept, 0..1
     nms_pre: int = 1000  # (prior, class) pairs of a level before suppression
     nms_threshold: float = 0.6  # IoU above which the weaker of two detections goes
     max_detections: int = 100  # detections of an image
-    rank_by_quality: bool = (
-        False  # threshold and rank by class score times quality instead of the class score
-    )
+    rank_by_quality: bool = False  # threshold and rank by class score times quality
     sqrt_score: bool = False  # final score: square root of the product (FCOS)
     soft_nms: str | None = None  # soft suppression: linear or gaussian
 
@@ -45,25 +43,23 @@ def select_candidates(
     """Detections of one image before suppression: boxes `[n, dim]`, scores and labels `[n]`.
 
     `scores` `[A, C]` are probabilities, `raw` `[A, d]` regressed values, `quality` `[A]` probabilities or None,
-    `size` (height, width) of the image without padding, for clipping."""
+    `size` (height, width) of the image in pixels without padding, for clipping."""
+    by_product = quality is not None and postprocess.rank_by_quality
     parts, start = [], 0
     for count in priors.sizes:
         here = slice(start, start + count)
-        level = (
-            scores[here]
-            if quality is None or not postprocess.rank_by_quality
-            else _combine(scores[here], quality[here, None], postprocess)
-        )
+        level = scores[here]
+        if by_product:
+            level = _combine(level, quality[here, None], postprocess)
         prior, label = (level > postprocess.score_threshold).nonzero(as_tuple=True)
         value = level[prior, label]
         if len(value) > postprocess.nms_pre:
             value, best = value.topk(postprocess.nms_pre)
             prior, label = prior[best], label[best]
-        if quality is not None and not postprocess.rank_by_quality:
+        if quality is not None and not by_product:
             value = _combine(value, quality[here][prior], postprocess)
-        parts.append(
-            (coder.decode(priors.boxes[here][prior], raw[here][prior], size), value, label)
-        )
+        boxes = coder.decode(priors.boxes[here][prior], raw[here][prior], size)
+        parts.append((boxes, value, label))
         start += count
     boxes, scores, labels = (torch.cat(column) for column in zip(*parts))
     good = coder.boxes.valid(boxes)
@@ -74,19 +70,21 @@ def _combine(score: Tensor, quality: Tensor, postprocess: PostprocessConfig) -> 
     product = score * quality
     return product.sqrt() if postprocess.sqrt_score else product
 
-
+# %% ../../nbs/heads/02_detect.ipynb #eededf5d
 def suppress_candidates(
     found: dict[str, Tensor],
     geometry: Upright | Rotated,
     postprocess: PostprocessConfig = PostprocessConfig(),
 ) -> dict[str, Tensor]:
-    "Candidates after suppression within each class: the best `postprocess.most`, by falling score."
-    keep, scores = geometry.nms(
-        found["boxes"],
-        found["scores"],
+    """Candidates after suppression within each class: the best `postprocess.max_detections`, by falling score.
+
+    `found` and the result hold boxes `[n, dim]`, scores and labels `[n]`."""
+    boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
+    threshold, soft, most = (
         postprocess.nms_threshold,
-        found["labels"],
         postprocess.soft_nms,
+        postprocess.max_detections,
     )
-    keep, scores = keep[: postprocess.max_detections], scores[: postprocess.max_detections]
-    return dict(boxes=found["boxes"][keep], scores=scores, labels=found["labels"][keep])
+    keep, scores = geometry.nms(boxes, scores, threshold, labels, soft)
+    keep, scores = keep[:most], scores[:most]
+    return dict(boxes=boxes[keep], scores=scores, labels=labels[keep])

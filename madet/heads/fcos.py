@@ -49,6 +49,8 @@ def fcos_head(
 
     Those are center sampling, GIoU, and centerness on the regression tower."""
     offset = 0.5 if half_stride else 0.0
+    stds = (0.1, 0.1, 0.2, 0.2, 0.1)
+    priors = boxes if anchor_angles else Upright()
     return DenseHead(
         num_classes,
         channels,
@@ -60,14 +62,7 @@ def fcos_head(
         grid=make_anchor_grid(
             anchors_per_location, strides, anchor_size, offset, angles=anchor_angles
         ),
-        coder=make_box_coder(
-            start,
-            boxes,
-            (0.1, 0.1, 0.2, 0.2, 0.1),
-            activation,
-            unit=1 / anchor_size,
-            priors=boxes if anchor_angles else Upright(),
-        ),
+        coder=make_box_coder(start, boxes, stds, activation, 1 / anchor_size, priors),
         assign=assign or partial(fcos, center_radius=center_radius),
         match_on=match_on,
         centerness_in=centerness_in,

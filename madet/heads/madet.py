@@ -147,7 +147,7 @@ def _class_loss(
 def pool_branches(
     head: "MAHead", predictions: list[Predictions], index: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The branches in `head.use` of image `index` together: boxes `[n, dim]`, class probabilities `[n, C]`, qualities `[n]`.
+    """The branches in `head.use` of an image together: boxes `[n, dim]`, class probabilities `[n, C]`, qualities `[n]`.
 
     A level keeps `postprocess.nms_pre` rows a branch, the best by their largest score times quality; branches compete.
     `size` (height, width) in pixels without padding."""

@@ -1,4 +1,4 @@
-"""MADet's feature interaction - class and box features are sampled at the same learned places
+"""MADet's feature interaction: class and box features are sampled at one shared set of deformable offsets
 
 Docs: https://madet.github.io/madet/heads/shared_deform.html.md"""
 
@@ -18,30 +18,32 @@ from ..nets.deform import DeformConv
 
 # %% ../../nbs/heads/07_shared_deform.ipynb #c25e3612
 class SharedDeformInteraction(nn.Module):
-    "Class and box features `[B, c, H, W]` twice to two of the same kind (at least 3 x 3 cells), sampled at learned places."
+    """Class and box features `[B, c, H, W]` twice to two of the same kind, sampled at learned places.
 
-    def __init__(
-        self, channels: int, kind: str = "shared"
-    ):  # shared: one convolution over both; separate: one for each task
+    Outputs have at least 3 x 3 cells. `kind`: `shared`, one deformable convolution (one set of offsets) over both, or
+    `separate`, one for each task. Raises BadInput for another kind. Source: Xie et al., TPAMI 2023 (FIAN)."""
+
+    def __init__(self, channels: int, kind: str = "shared"):
         super().__init__()
         if kind not in ("shared", "separate"):
             raise BadInput(
-                f"{kind!r} is no kind of interaction; choose shared or separate, or build the head without one."
+                f"{kind!r} is no kind of interaction; "
+                "choose shared or separate, or build the head without one."
             )
         width, count = (2 * channels, 1) if kind == "shared" else (channels, 2)
         self.convs = nn.ModuleList(DeformConv(width, width, 3, padding=1) for _ in range(count))
         self.norms = nn.ModuleList(nn.GroupNorm(num_groups(width), width) for _ in range(count))
 
-    def stacks(self, what: Tensor, where: Tensor) -> list[Tensor]:
+    def stacks(self, for_class: Tensor, for_box: Tensor) -> list[Tensor]:
         "The inputs of the convolutions: features of the classes first, padded to 3 cells."
-        height, width = (max(3 - side, 0) for side in what.shape[-2:])
-        stack = F.pad(torch.cat([what, where], 1), (0, width, 0, height))
+        height, width = (max(3 - side, 0) for side in for_class.shape[-2:])
+        stack = F.pad(torch.cat([for_class, for_box], 1), (0, width, 0, height))
         return list(stack.chunk(len(self.convs), 1))
 
-    def forward(self, what: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        mixed = [
-            F.relu(norm(conv(stack)), inplace=True)
-            for conv, norm, stack in zip(self.convs, self.norms, self.stacks(what, where))
-        ]
-        what, where = torch.cat(mixed, 1).chunk(2, 1)
-        return what, where
+    def forward(self, for_class: Tensor, for_box: Tensor) -> tuple[Tensor, Tensor]:
+        "New class and box features from those of the two towers."
+        mixed = []
+        for conv, norm, stack in zip(self.convs, self.norms, self.stacks(for_class, for_box)):
+            mixed.append(F.relu(norm(conv(stack)), inplace=True))
+        for_class, for_box = torch.cat(mixed, 1).chunk(2, 1)
+        return for_class, for_box

@@ -46,10 +46,10 @@ def assign_image(
     match_on: str = "rotated",
     logits: Tensor | None = None,
 ) -> Tensor:
-    """Assign the priors of one image: int64 `[A]`, the index of a truth in `target["boxes"]`, -1 background, -2 ignored.
+    """Assign the priors of one image: int64 `[A]`, a truth's index in `target["boxes"]`, -1 background, -2 ignored.
 
-    Priors that are not `on_image` (bool `[A]`, None: all are) get -2. Truths flagged in `target["ignore"]` are given to
-    `assign` as ignored regions. Class `logits` `[A, C]` reach it as predictions, with `target["labels"]` of the truths."""
+    Priors that are not `on_image` (bool `[A]`, None: all are) get -2. Truths flagged in `target["ignore"]` are given
+    to `assign` as ignored regions. Class `logits` `[A, C]` reach it as predictions, with the labels of the truths."""
     boxes, labels = target["boxes"], target["labels"]
     ignore = _flagged(target)
     whole = on_image is None or bool(on_image.all())
@@ -82,7 +82,7 @@ def _renumber(found: Tensor, ignore: Tensor) -> Tensor:
 
 # %% ../../nbs/heads/01_targets.ipynb #60547648
 def centerness(points: Tensor, boxes: Tensor, geometry: Upright | Rotated = Upright()) -> Tensor:
-    """Centerness `[...]` of `points` `[..., 2]` in `boxes` `[..., dim]`, pixels: 1 in the middle, 0 on a side or outside.
+    """Centerness `[...]` of `points` `[..., 2]` in `boxes` `[..., dim]`, pixels: 1 in the middle, 0 at a side.
 
     Source: Tian et al., ICCV 2019, eq. 3."""
     sides = geometry.side_distances(points, boxes).clamp(min=0)

@@ -1,4 +1,4 @@
-"""The small stacks of convolutions in front of every dense prediction
+"""Towers of 3 x 3 convolutions in front of dense predictions, shared by all levels, and their initialization
 
 Docs: https://madet.github.io/madet/heads/towers.html.md"""
 
@@ -36,14 +36,14 @@ class Block(nn.Sequential):
 
 
 class Scale(nn.Module):
-    "One learnable number that multiplies, beginning at 1; a level's own sense of size."
+    "A learnable factor, beginning at 1; heads have one a level on the regression."
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        "`x` times the number, in float32."
+        "`x` times the factor, in float32."
         return x.float() * self.scale
 
 # %% ../../nbs/heads/00_towers.ipynb #66c00c65
@@ -57,10 +57,10 @@ def init_normal(module: nn.Module, std: float = 0.01) -> None:
 
 
 def set_prior_probability(layer: nn.Conv2d, probability: float = 0.01) -> None:
-    "Set the bias so that a sigmoid answers `probability` at the start (Lin et al. 2017, section 4.1)."
+    "Set the bias so that a sigmoid gives `probability` at the start (Lin et al. 2017, section 4.1)."
     nn.init.constant_(layer.bias, -math.log((1 - probability) / probability))
 
 
 def flatten_locations(x: Tensor, size: int) -> Tensor:
-    "`[B, K * size, H, W]` to `[B, H * W * K, size]`: places row by row, the K anchors of a place next to each other."
+    "`[B, K * size, H, W]` to `[B, H * W * K, size]`: places row by row, the K anchors of a place side by side."
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, size)

@@ -53,7 +53,7 @@ def giou_loss(pred: Tensor, target: Tensor, *, encoded: Encoded | None = None) -
 
 
 def overlap_loss(geometry: Upright | Rotated) -> Callable[..., Tensor]:
-    """The usual overlap loss of a kind of box, `[A, dim]` twice to `[A]`: 1 - GIoU for upright boxes, 1 - IoU for rotated.
+    """The usual overlap loss of a kind of box, `[A, dim]` twice to `[A]`: upright 1 - GIoU, rotated 1 - IoU.
 
     Rotated boxes have no generalized IoU here."""
     return giou_loss if geometry.dim == 4 else partial(iou_loss, geometry=geometry)

@@ -1,4 +1,4 @@
-"""Focal loss and its relatives, unreduced, checked against other implementations, and fast enough not to be noticed
+"""Focal loss, quality focal, varifocal, distribution focal loss and cross entropies, unreduced
 
 Docs: https://madet.github.io/madet/losses/focal.html.md"""
 
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../../nbs/losses/01_focal.ipynb #352dd3e5
 from .reduce import at_least_float32
 
 # %% ../../nbs/losses/01_focal.ipynb #369ebc6b
@@ -24,10 +23,10 @@ def _softplus(s: Tensor) -> Tensor:
     return total.log_().add_(e).add_(s.clamp(min=0))
 
 # %% ../../nbs/losses/01_focal.ipynb #404143d5
-def _focal_of_no(
+def _focal_of_negatives(
     s: Tensor, weight: Tensor | float, gamma: float, slope: bool
 ) -> tuple[Tensor, Tensor | None]:
-    "Focal loss of elements that should be 0, and its derivative in the logit `s` if asked for."
+    "Focal loss of elements whose target is 0, and with `slope` its derivative in the logit `s`."
     q = torch.sigmoid(s)
     base = (q * q if gamma == 2 else q.pow(gamma)).mul_(weight)
     loss = _softplus(s).mul_(base)
@@ -36,35 +35,53 @@ def _focal_of_no(
     return loss, torch.addcmul(loss, q, loss, value=-1).mul_(gamma).addcmul_(base, q)
 
 # %% ../../nbs/losses/01_focal.ipynb #68054b12
-def _plain(logits, truth, alpha, gamma):
-    "The focal loss as one would write it down, differentiable as often as one likes; same arguments as `sigmoid_focal`."
+def _plain(logits: Tensor, truth: Tensor, alpha: float | None, gamma: float) -> Tensor:
+    "The focal loss as one would write it down, differentiable twice; arguments as in `sigmoid_focal`."
     if truth.ndim < logits.ndim:
         truth = truth[..., None] == torch.arange(logits.shape[-1], device=logits.device)
-    yes = truth > 0
-    s = torch.where(yes, -logits, logits)
-    weight = 1.0 if alpha is None else torch.where(yes, alpha, 1 - alpha)
+    positive = truth > 0
+    s = torch.where(positive, -logits, logits)
+    weight = 1.0 if alpha is None else torch.where(positive, alpha, 1 - alpha)
     return weight * s.sigmoid() ** gamma * F.softplus(s)
 
 # %% ../../nbs/losses/01_focal.ipynb #0bebfed7
+def _focal_by_label(
+    logits: Tensor, labels: Tensor, weights: tuple[float, float], gamma: float, slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    "Loss and maybe derivative: all as negatives, then the few positives replaced."
+    for_positive, for_negative = weights
+    loss, grad = _focal_of_negatives(logits, for_negative, gamma, slope)
+    rows = ((labels >= 0) & (labels < logits.shape[-1])).nonzero().unbind(-1)
+    at = (*rows, labels[rows])
+    loss[at], at_grad = _focal_of_negatives(-logits[at], for_positive, gamma, slope)
+    if slope:
+        grad[at] = -at_grad
+    return loss, grad
+
+
+def _focal_by_matrix(
+    logits: Tensor, truth: Tensor, weights: tuple[float, float], gamma: float, slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    "Loss and maybe derivative for 0/1 targets of the logits' shape."
+    for_positive, for_negative = weights
+    sign = 1 - 2 * truth
+    weight = truth * (for_positive - for_negative) + for_negative
+    loss, grad = _focal_of_negatives(logits * sign, weight, gamma, slope)
+    if slope:
+        grad *= sign
+    return loss, grad
+
+
 class _SigmoidFocal(torch.autograd.Function):
     "Forward keeps the derivative, backward multiplies by it."
 
     @staticmethod
     def forward(ctx, logits, truth, alpha, gamma):
-        by_label, slope = truth.ndim < logits.ndim, ctx.needs_input_grad[0]
-        yes, no = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-        if by_label:
-            loss, grad = _focal_of_no(logits, no, gamma, slope)
-            rows = ((truth >= 0) & (truth < logits.shape[-1])).nonzero().unbind(-1)
-            at = (*rows, truth[rows])
-            loss[at], at_grad = _focal_of_no(-logits[at], yes, gamma, slope)
-            if slope:
-                grad[at] = -at_grad
-        else:
-            sign = 1 - 2 * truth
-            loss, grad = _focal_of_no(logits * sign, truth * (yes - no) + no, gamma, slope)
-            if slope:
-                grad *= sign
+        slope, weights = ctx.needs_input_grad[0], (1.0, 1.0)
+        if alpha is not None:
+            weights = alpha, 1 - alpha
+        focal = _focal_by_label if truth.ndim < logits.ndim else _focal_by_matrix
+        loss, grad = focal(logits, truth, weights, gamma, slope)
         if slope:
             ctx.save_for_backward(logits, truth, grad)
         ctx.alpha = alpha
@@ -74,37 +91,32 @@ class _SigmoidFocal(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         logits, truth, grad = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody will differentiate this again
-            (grad,) = torch.autograd.grad(
-                _plain(logits, truth, ctx.alpha, ctx.gamma).sum(), logits, create_graph=True
-            )
+        if torch.is_grad_enabled():  # a second derivative follows
+            total = _plain(logits, truth, ctx.alpha, ctx.gamma).sum()
+            (grad,) = torch.autograd.grad(total, logits, create_graph=True)
         return upstream * grad, None, None, None
 
 # %% ../../nbs/losses/01_focal.ipynb #1c397653
 def sigmoid_focal(
-    logits: Tensor,  # [..., C]
-    truth: Tensor,  # labels int64 [...], background outside 0..C-1; or 0/1 of the logits' shape
-    alpha: float | None = 0.25,  # weight of a yes; 1 - alpha of a no; None: both 1
-    gamma: float = 2.0,  # how fast easy elements fade
+    logits: Tensor, truth: Tensor, alpha: float | None = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    "Focal loss (Lin et al., ICCV 2017, eq. 5), unreduced [..., C]; differentiable in the logits."
+    """Focal loss (Lin et al., ICCV 2017, eq. 5) of `logits` `[..., C]`, unreduced `[..., C]`.
+
+    `truth`: labels int64 `[...]`, background outside 0..C-1, or 0/1 of the logits' shape. `alpha`: weight of a
+    positive, 1 - alpha of a negative, None: both 1; `gamma`: how fast easy elements fade."""
     logits = at_least_float32(logits)
-    return _SigmoidFocal.apply(
-        logits, truth if truth.ndim < logits.ndim else truth.to(logits), alpha, gamma
-    )
+    if truth.ndim == logits.ndim:
+        truth = truth.to(logits)
+    return _SigmoidFocal.apply(logits, truth, alpha, gamma)
 
 # %% ../../nbs/losses/01_focal.ipynb #57b9127d
-def quality_focal(
-    logits: Tensor,  # [A, C]
-    labels: Tensor,  # [A] int64, background outside 0..C-1
-    quality: Tensor,  # [A] in 0..1, the target where there is a label (often an IoU)
-    beta: float = 2.0,
-) -> Tensor:
-    "Quality focal loss (Li et al., NeurIPS 2020, eq. 2), unreduced [A, C]."
-    logits, target = (
-        at_least_float32(logits),
-        torch.zeros_like(logits, dtype=at_least_float32(logits).dtype),
-    )
+def quality_focal(logits: Tensor, labels: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality focal loss (Li et al., NeurIPS 2020, eq. 2) of `logits` `[A, C]`, unreduced `[A, C]`.
+
+    `labels` `[A]` int64, background outside 0..C-1; `quality` `[A]` in 0..1 is the target of the label's class, often
+    an IoU."""
+    logits = at_least_float32(logits)
+    target = torch.zeros_like(logits)
     rows = ((labels >= 0) & (labels < logits.shape[-1])).nonzero()[:, 0]
     target[rows, labels[rows]] = quality[rows].to(target)
     gap = (target - logits.sigmoid()).abs()
@@ -112,46 +124,40 @@ def quality_focal(
 
 # %% ../../nbs/losses/01_focal.ipynb #94c76c68
 def varifocal(
-    logits: Tensor,  # [A, C]
-    target: Tensor,  # [A, C], the IoU at the right class, 0 elsewhere
-    alpha: float = 0.75,  # weight of a no
+    logits: Tensor,
+    target: Tensor,
+    alpha: float = 0.75,
     gamma: float = 2.0,
-    iou_weighted: bool = True,  # multiply each yes by its target
+    iou_weighted: bool = True,
 ) -> Tensor:
-    "Varifocal loss (Zhang et al., CVPR 2021, eq. 2), unreduced [A, C]."
+    """Varifocal loss (Zhang et al., CVPR 2021, eq. 2) of `logits` `[A, C]`, unreduced `[A, C]`.
+
+    `target` `[A, C]`: the IoU at the right class, 0 elsewhere; `alpha`: weight of a negative; `iou_weighted`: multiply
+    each positive by its target."""
     logits = at_least_float32(logits)
     target = target.to(logits)
-    yes, p = target > 0, logits.sigmoid()
-    weight = torch.where(
-        yes,
-        target if iou_weighted else torch.ones_like(target),
-        alpha * (p - target).abs().pow(gamma),
-    )
+    positive, p = target > 0, logits.sigmoid()
+    of_positive = target if iou_weighted else torch.ones_like(target)
+    weight = torch.where(positive, of_positive, alpha * (p - target).abs().pow(gamma))
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
 
 # %% ../../nbs/losses/01_focal.ipynb #2d0ee3f1
-def cross_entropy(
-    logits: Tensor,  # [A, C]
-    labels: Tensor,  # [A] int64
-    ignore_index: int = -100,  # label that costs nothing
-) -> Tensor:
-    "Softmax cross entropy, unreduced [A]."
-    return F.cross_entropy(
-        at_least_float32(logits), labels, ignore_index=ignore_index, reduction="none"
-    )
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    "Softmax cross entropy of `logits` `[A, C]` and `labels` int64 `[A]`: `[A]`; 0 for the label `ignore_index`."
+    logits = at_least_float32(logits)
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
 
 # %% ../../nbs/losses/01_focal.ipynb #a78755e3
 def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    "Sigmoid cross entropy with hard or soft targets of the logits' shape, unreduced; gradients reach the target too."
+    "Sigmoid cross entropy, hard or soft targets of the logits' shape, unreduced; gradients reach the target too."
     logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
 
 # %% ../../nbs/losses/01_focal.ipynb #0d7f69b6
-def distribution_focal(
-    logits: Tensor,  # [A, N], one bin for each whole distance 0..N-1
-    target: Tensor,  # [A] in [0, N-1)
-) -> Tensor:
-    "Distribution focal loss (Li et al., NeurIPS 2020, eq. 6), unreduced [A]."
+def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Distribution focal loss (Li et al., NeurIPS 2020, eq. 6), unreduced `[A]`.
+
+    `logits` `[A, N]`: one bin for each whole distance 0..N-1; `target` `[A]` in [0, N-1)."""
     log_p, target = at_least_float32(logits).log_softmax(-1), at_least_float32(target)
     left = target.long().clamp(0, logits.shape[-1] - 2)
     share = target - left

@@ -152,7 +152,7 @@ def _one_divergence(
     turn = pair.turn / (long * short).square()
     return center / alpha**2 + (along + across + turn) / 2
 
-
+# %% ../../nbs/losses/04_gaussian.ipynb #b8d92984
 def _divergence_loss(
     pred: Tensor,
     target: Tensor,
@@ -206,7 +206,7 @@ def jd_loss(
     "Jeffreys divergence, the mean of both directions; `[P, 5]` twice to `[P]`."
     return _divergence_loss(pred, target, _mean, fun, tau, alpha, sqrt)
 
-
+# %% ../../nbs/losses/04_gaussian.ipynb #47e1235c
 def kld_symmax_loss(
     pred: Tensor,
     target: Tensor,
@@ -285,11 +285,11 @@ def kfiou_loss(
     beta: float = 1 / 9,
     eps: float = 1e-6,
 ) -> Tensor:
-    """KFIoU of decoded boxes plus smooth L1 (`beta`) of encoded centers, `[P, 5]` twice to `[P]`; MMRotate's weight is 5.
+    """KFIoU of decoded boxes plus smooth L1 (`beta`) of encoded centers, `[P, 5]` twice to `[P]`.
 
     `encoded`: regressed values and encoded target, `[P, 2 or more]`, dx and dy first. `fun`: `none` 1 - KFIoU, `ln`
-    -ln KFIoU, `exp` e^(1 - KFIoU) - 1. Source: Yang et al., ICLR 2023. Raises BadInput without `encoded`, and for
-    another `fun`."""
+    -ln KFIoU, `exp` e^(1 - KFIoU) - 1. MMRotate's weight is 5. Source: Yang et al., ICLR 2023.
+    Raises BadInput without `encoded`, and for another `fun`."""
     if encoded is None:
         raise BadInput(
             "KFIoU compares centers as regressed; "

@@ -1,4 +1,4 @@
-"""MADet's three losses - classes weighed by predicted overlap, boxes weighed by which branch is better, overlap as a thing to predict
+"""MADet's mutual reweighting: class losses weighted by predicted overlap, box losses by the better branch
 
 Docs: https://madet.github.io/madet/losses/madet.html.md"""
 
@@ -21,18 +21,18 @@ EPS = 1e-12
 def quality_transform(quality: Tensor) -> Tensor:
     """MADet's phi, `[A]` predicted overlaps of one branch and one level to `[A]` in 0..1.
 
-    1 below an overlap of one half, 0 at the best of the level; minimum and maximum run over everything that is handed
-    over, so the answer depends on the batch. Gradients pass through both, as in the authors' code (`WeightedFocalLoss`),
-    except where all overlaps agree to a millionth: there they would explode and are stopped."""
-    turned = (1 - quality * quality) * (4 / 3)
-    low, high = turned.min(), turned.max().clamp(max=1.0)
+    1 below an overlap of one half, 0 at the best of the level; minimum and maximum run over all of `quality`, so the
+    result depends on the batch. Gradients pass through both, as in the authors' code (`WeightedFocalLoss`), except
+    where all overlaps agree to a millionth: there they would explode and are stopped."""
+    transformed = (1 - quality * quality) * (4 / 3)
+    low, high = transformed.min(), transformed.max().clamp(max=1.0)
     spread = (high - low).clamp(min=0.0)
-    value = (turned - low + EPS) / (spread + EPS)
+    value = (transformed - low + EPS) / (spread + EPS)
     value = torch.where(spread > 1e-6, value, value.detach())
     return torch.where(quality >= 0.5, value, torch.ones_like(value))
 
 # %% ../../nbs/losses/03_madet.ipynb #0c740349
-def _weighted_no(
+def _weighted_negative(
     z: Tensor, exponent: Tensor, gamma: float, attached: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     "exp(exponent p) p^gamma softplus(z), its derivative in z, and p."
@@ -43,73 +43,70 @@ def _weighted_no(
     return scale.mul_(soft), slope, p
 
 
-def _weighted_yes(
+def _weighted_positive(
     z: Tensor, exponent: Tensor, gamma: float, attached: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     "exp(exponent p) (1 - p)^gamma softplus(-z), its derivative in z, and p."
     p, q = z.sigmoid(), (-z).sigmoid()
     soft, scale = F.softplus(-z), (exponent * p).exp() * q.pow(gamma)
-    return scale * soft, scale * ((attached * exponent * q - gamma) * p * soft - q), p
+    slope = scale * ((attached * exponent * q - gamma) * p * soft - q)
+    return scale * soft, slope, p
 
 # %% ../../nbs/losses/03_madet.ipynb #ebf716db
 class _WeightedFocal(torch.autograd.Function):
     "Sums over classes; the forward pass keeps the derivatives."
 
     @staticmethod
-    def forward(ctx, logits, labels, yes, no, alpha, gamma, attached):
-        loss, slope, p = _weighted_no(logits, no[:, None], gamma, attached)
+    def forward(ctx, logits, labels, for_positive, for_negative, alpha, gamma, attached):
+        loss, slope, p = _weighted_negative(logits, for_negative[:, None], gamma, attached)
         row = ((labels >= 0) & (labels < logits.shape[1])).nonzero()[:, 0]
         at = (row, labels[row])
-        right, right_slope, right_p = _weighted_yes(logits[at], yes[row], gamma, attached)
+        weight = for_positive[row]
+        right, right_slope, right_p = _weighted_positive(logits[at], weight, gamma, attached)
         loss.mul_(1 - alpha)[at] = 0
-        by_no = (loss * p).sum(1)
-        by_yes = torch.zeros_like(yes).index_put_((row,), alpha * right * right_p)
         slope.mul_(1 - alpha)[at] = alpha * right_slope
-        ctx.save_for_backward(slope, by_yes, by_no)
+        by_negative = (loss * p).sum(1)
+        by_positive = torch.zeros_like(for_positive).index_put_((row,), alpha * right * right_p)
+        ctx.save_for_backward(slope, by_positive, by_negative)
         return loss.sum(1).index_add_(0, row, right, alpha=alpha)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        slope, by_yes, by_no = ctx.saved_tensors
-        return (
-            upstream[:, None] * slope,
-            None,
-            upstream * by_yes,
-            upstream * by_no,
-            None,
-            None,
-            None,
-        )
+        slope, by_positive, by_negative = ctx.saved_tensors
+        logits = upstream[:, None] * slope
+        return logits, None, upstream * by_positive, upstream * by_negative, None, None, None
 
 # %% ../../nbs/losses/03_madet.ipynb #be81b18e
 def weighted_focal(
-    logits: Tensor,  # [A, C]
-    labels: Tensor,  # [A] int64, background outside 0..C-1
-    quality: Tensor,  # [A] predicted overlap, 0..1
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor,
     *,
-    weight_positives: bool = True,  # factor exp(p u) where the answer should be yes
-    weight_negatives: bool = True,  # factor exp(phi(u) p u) where it should be no
+    weight_positives: bool = True,  # factor exp(p u) where the target is 1
+    weight_negatives: bool = True,  # factor exp(phi(u) p u) where the target is 0
     detach_weights: bool = False,  # the factors pass no gradient on
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Tensor:
     """MADet's class loss of one branch on one level, summed over classes: `[A]` float32.
 
+    `logits` `[A, C]`, `labels` `[A]` int64 with background outside 0..C-1, `quality` `[A]` the predicted overlap, 0..1.
     Source: `WeightedFocalLoss` of the authors' code. With both factors off it is the sigmoid focal loss."""
     logits, quality = at_least_float32(logits), at_least_float32(quality)
     if detach_weights:
         quality = quality.detach()
-    none = torch.zeros_like(quality)
-    yes = quality if weight_positives else none
-    no = quality_transform(quality) * quality if weight_negatives and len(quality) else none
-    return _WeightedFocal.apply(
-        logits, labels, yes, no, alpha, gamma, 0.0 if detach_weights else 1.0
-    )
+    for_positive = for_negative = torch.zeros_like(quality)
+    if weight_positives:
+        for_positive = quality
+    if weight_negatives and len(quality):
+        for_negative = quality_transform(quality) * quality
+    attached = 0.0 if detach_weights else 1.0
+    return _WeightedFocal.apply(logits, labels, for_positive, for_negative, alpha, gamma, attached)
 
 # %% ../../nbs/losses/03_madet.ipynb #b0c37d5f
 def ratio_weights(ious: Tensor, kind: str = "exp") -> Tensor:
-    """Weights of the box losses of `K` branches at `P` positives, `[K, P]` overlaps to `[K, P]`.
+    """MADet's weights of the box losses of `K` branches at `P` positives, `[K, P]` overlaps to `[K, P]`.
 
     `exp`: e^r r with r = a branch's share of the overlaps (MADet); `ratio`: r; `uniform`: 1. Where all overlaps are 0
     the share counts as 0, not as 0 / 0."""

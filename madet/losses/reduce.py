@@ -1,4 +1,4 @@
-"""Weights, normalisers and the average over processes, written once
+"""Weighted sums of unreduced losses, and normalizers averaged over processes
 
 Docs: https://madet.github.io/madet/losses/reduce.html.md"""
 
@@ -19,11 +19,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/00_reduce.ipynb #a55da18c
 def weighted_sum(
-    loss: Tensor,  # unreduced, [A] or [A, ...]
-    weight: Tensor | None = None,  # [A] or anything that broadcasts from the left; None: all count
-    normalizer: Tensor | float = 1.0,  # positive number; often how many positives there are
+    loss: Tensor, weight: Tensor | None = None, normalizer: Tensor | float = 1.0
 ) -> Tensor:
-    "`sum(loss * weight) / normalizer`, a scalar; 0 with a gradient of 0 where nothing counts."
+    """`sum(loss * weight) / normalizer`, a scalar; 0 with a gradient of 0 where nothing counts.
+
+    `loss` is unreduced, `[A]` or `[A, ...]`; `weight` `[A]` or anything that broadcasts from the left, None: all
+    count; `normalizer` a positive number, often the number of positives."""
     loss = at_least_float32(loss)
     if weight is not None:
         loss = loss * weight.to(loss).reshape(weight.shape + (1,) * (loss.ndim - weight.ndim))

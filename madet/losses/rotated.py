@@ -53,7 +53,7 @@ def rotated_loss(name: str, geometry: Upright | Rotated = Rotated()) -> Callable
 
 
 def default_weight(name: str) -> float:
-    "The weight that goes with `rotated_loss(name)` beside a class loss of weight 1. Raises BadInput for an unknown name."
+    "The weight of `rotated_loss(name)` beside a class loss of weight 1. Raises BadInput for an unknown name."
     _check_known(name)
     return LOSSES[name][1] if name in LOSSES else 1.0
 

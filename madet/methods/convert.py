@@ -160,7 +160,7 @@ CAFFE_NOTE = (
 def usable_tensors(
     found: RecognizedCheckpoint, checkpoint: Checkpoint, kept_classes: list[int] | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors without unused rows of classes and with our epsilon of BatchNorm, and sentences on what was changed."""
+    """The tensors without unused rows of classes and with our BatchNorm epsilon, and sentences on what was changed."""
     tensors = checkpoint.tensors
     if kept_classes:
         per_location = 1 if found.method == "tv-fcos" else 9
@@ -173,14 +173,14 @@ def usable_tensors(
         return other_epsilon(tensors, 0.0), [sentence]
     return tensors, []
 
-
+# %% ../../nbs/methods/24_convert.ipynb #202ed7a4
 def detector(
     found: RecognizedCheckpoint,
     checkpoint: Checkpoint,
     classes_file: Path | str | None,
     style: str | None,
 ) -> tuple[nn.Module, dict[str, Tensor], dict, list[str]]:
-    """(empty model of the right shape, tensors, what to store beside them, sentences) for a checkpoint of a detector."""
+    """(empty model of the right shape, tensors, what to store beside them, sentences) for a detector's checkpoint."""
     names, kept, sentence = names_of(found, checkpoint, classes_file)
     tensors, changed = usable_tensors(found, checkpoint, kept)
     published = how_used(found, tensors, checkpoint.config, checkpoint.path.stem, style)
@@ -227,7 +227,7 @@ def check_out(out: Path, checkpoint: Path | None = None) -> None:
     if checkpoint and out.exists() and out.samefile(checkpoint):
         raise BadInput(f"--out {out} is the checkpoint itself; give another name.")
 
-
+# %% ../../nbs/methods/24_convert.ipynb #78c8ab66
 def convert(
     path: Path | str,
     out: Path | str,
@@ -313,7 +313,9 @@ def report(answer: dict, every_key: bool = False) -> str:
 
 # %% ../../nbs/methods/24_convert.ipynb #644eca7c
 def slim_weights(run: Path | str, out: Path | str) -> Path:
-    """Write the weights of a run folder or file in half precision to the safetensors file `out`, metadata included; gives its path."""
+    """Write the weights of a run folder or file in half precision to the safetensors file `out`, metadata included;
+    gives its path.
+    """
     path = weights_file(run)
     save_weights(out, detector_from(path)[0].half(), **about_weights(path))
     return Path(out)

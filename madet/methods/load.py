@@ -15,11 +15,10 @@ from typing import Any
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
+from ..detectors.dense import named_backbone
 from ..detectors.published_network import like_published
 from .method import Method, MethodOptions, RotatedOptions
 from .names import find_method
-from ..nets.res2net import res2net
-from ..nets.resnet import resnet
 from ..nets.weights import read_weights
 from ..training.checkpoint import about_weights, load_weights
 from ..training.recipe import Recipe, from_flat
@@ -55,13 +54,13 @@ def match_norm(model: Any, recipe: Recipe, tensors: Iterable[str]) -> Any:
     """The freshly built `model`, its backbone with stored BatchNorm statistics if a file's `tensors` have them."""
     if not any("running_mean" in name for name in tensors):
         return model
-    make = res2net if recipe.backbone.startswith("res2net") else resnet
     if hasattr(model, "backbone"):
         holder, name = model, "backbone"
     else:  # torchvision's detectors
         holder, name = model.model.backbone, "body"
     stages = getattr(holder, name).out
-    setattr(holder, name, make(recipe.backbone, None, norm="bn_frozen_stats", out=stages))
+    backbone = named_backbone(recipe.backbone, None, norm="bn_frozen_stats", out=stages)
+    setattr(holder, name, backbone)
     return model
 
 

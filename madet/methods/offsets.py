@@ -39,8 +39,8 @@ def samples_learned_places(model: nn.Module) -> bool:
 def sampling_taps(model: nn.Module, image: Tensor) -> tuple[list[Level], list, Priors] | None:
     """Where the head's deformable convolutions read for `image [3, H, W]` in 0..1; None for a head without them.
 
-    (for each level taps `[h, w, K, 2]` in pixels (x, y), gates `[h, w, K]` and the regular grid `[h, w, K, 2]`; the head's
-    outputs, one a branch; its priors). K is 9 times the number of convolutions.
+    (for each level taps `[h, w, K, 2]` in pixels (x, y), gates `[h, w, K]` and the regular grid `[h, w, K, 2]`; the
+    head's outputs, one a branch; its priors). K is 9 times the number of convolutions.
     """
     if not samples_learned_places(model):
         return None
@@ -70,7 +70,9 @@ def level_taps(head: nn.Module, features: Tensor, stride: int) -> Level:
 def surest_cell(
     branches: list, priors: Priors, box: Tensor, label: int, geometry: Upright | Rotated
 ) -> tuple[int, int] | None:
-    """(level, cell) of the prior that is surest of an object, among those with their center in `box [dim]`; None where there is none."""
+    """(level, cell) of the prior that is surest of an object, among those with their center in `box [dim]`; None where
+    there is none.
+    """
     scores = []
     for one in branches:
         quality = 1 if one.quality is None else one.quality[0].sigmoid()
@@ -121,7 +123,9 @@ def taps_of_objects(
 def offsets_page(
     model: nn.Module, dataset: Dataset, transform: Callable, indices: list[int], columns: int = 3
 ) -> Figure:
-    """The figure `offsets.png`: some images as the network sees them, with truth and the taps for the three largest objects."""
+    """The figure `offsets.png`: some images as the network sees them, with truth and the taps for the three largest
+    objects.
+    """
     lines = max(1, -(-len(indices) // columns))
     size = dict(figsize=(8.8, 3.1 * lines), squeeze=False, layout="constrained")
     figure, axes = plt.subplots(lines, columns, **size)

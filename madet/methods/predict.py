@@ -99,9 +99,9 @@ def predict(
 ) -> dict:
     """Draw the detections of a run folder or weights file on pictures, write `predictions.json`, and give its content.
 
-    `images`: pictures or folders of them; `threshold`: lowest score; `image_size`: as trained and scored where it is None.
-    A picture that cannot be read has its sentence under `errors`, and the others are done.
-    Raises BadInput where the weights, the image size or a path are wrong.
+    `images`: pictures or folders of them; `threshold`: lowest score; `image_size`: as trained and scored where it
+    is None. A picture that cannot be read has its sentence under `errors`, and the others are done. Raises BadInput
+    where the weights, the image size or a path are wrong.
     """
     paths, out = picture_paths(images), Path(out)
     model, recipe, classes = detector_from(weights, trust)

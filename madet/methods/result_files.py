@@ -48,7 +48,7 @@ def finite_numbers(words: list[str], where: str) -> list[float]:
         )
     return numbers
 
-
+# %% ../../nbs/methods/26_result_files.ipynb #658be0c2
 def read_line(line: str, where: str, scored: bool) -> Box:
     """One text line: class, confidence where `scored`, left, top, width, height; truth may end in `difficult`.
 

@@ -85,7 +85,7 @@ def holds_text_only(folder: Path) -> bool:
         return False
     return not any(path.is_dir() for path in folder.iterdir())
 
-
+# %% ../../nbs/methods/27_rotated_files.ipynb #d5b41a63
 def read_rotated_truth(
     path: Path | str, split: str | None = None, labels: str | None = None
 ) -> tuple[list[dict], tuple[str, ...], dict[str, int | str]]:

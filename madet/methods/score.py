@@ -129,7 +129,7 @@ SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_11point", "AP50_area
 
 
 def score_table(answer: dict) -> str:
-    """What people read of `score_detector`: a table by class, and a line with the scores over all classes in percent."""
+    """What people read of `score_detector`: a table by class and a line with the scores over all, in percent."""
     rows = [{"class": name, **one} for name, one in answer["per_class"].items()]
     rows.append({"class": "all", "AP": answer["AP"], "AP50": answer["AP50"]})
     known = [name for name in SUMMARY if answer.get(name) is not None]

@@ -30,7 +30,7 @@ from ..training.run import open_splits, run
 # %% ../../nbs/methods/20_train.ipynb #522ed652
 @dataclass(frozen=True)
 class ParsedRun:
-    """What a run is asked to be: scale, method, both parts of the recipe, and which names were given."""
+    """The options of a run, converted and checked: scale, method, recipe, and which names were given."""
 
     scale: str
     method: Method
@@ -70,8 +70,8 @@ def train_run(
     Raises BadInput, and Interrupted (a KeyboardInterrupt) once the run is saved.
     """
     follow_launcher()
-    asked = parse_run(flat, out, resume)
-    if asked.scale == "thimble":
+    parsed = parse_run(flat, out, resume)
+    if parsed.scale == "thimble":
         share_cores(10**6)
         device = device or "cpu"
 
@@ -79,13 +79,13 @@ def train_run(
         draw(out, device or "cpu")
 
     metrics = run(
-        asked.recipe,
-        asked.method_options,
-        asked.method.build,
+        parsed.recipe,
+        parsed.method_options,
+        parsed.method.build,
         out,
-        asked.scale,
+        parsed.scale,
         resume,
-        asked.given,
+        parsed.given,
         device,
         geometry=geometry_of,
         tensorboard=tensorboard,
@@ -118,7 +118,7 @@ def draw(out: Path | str, device: str = "", most: int = 1000) -> list[Path]:
 
 # %% ../../nbs/methods/20_train.ipynb #12f3c772
 def recipe_parameters(names: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a notebook's names (its `globals()`), those that are options of some recipe, or `scale`, and hold a scalar."""
+    """Of a notebook's names (its `globals()`), those that are options, or `scale`, and hold a scalar."""
     known = {"scale"} | {f.name for f in fields(Recipe)}
     for options_class in options_classes():
         known |= {f.name for f in fields(options_class)}

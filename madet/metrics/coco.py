@@ -86,7 +86,7 @@ def _annotations(truth: Item, image_id: int, classes: Sequence[str], iou_type: s
     areas, masks = truth.get("areas"), truth.get("masks")
     annotations = []
     for i, (box, label) in enumerate(zip(_xywh(truth["boxes"]).tolist(), labels.tolist())):
-        one = dict(image_id=image_id, bbox=box, iscrowd=int(ignore[i]))
+        one: Item = dict(image_id=image_id, bbox=box, iscrowd=int(ignore[i]))
         if areas is not None:
             one["area"] = float(areas[i])
         if iou_type == "segm":
@@ -250,7 +250,7 @@ def _reference(name: str) -> tuple[Any, Callable, Any]:
     if name == "faster":
         from faster_coco_eval import COCO, COCOeval_faster, mask
 
-        def evaluator(truth, results, kind):
+        def evaluator(truth: Any, results: Any, kind: str) -> Any:
             return COCOeval_faster(truth, results, kind, rle_iou_max_workers=1)
 
         return COCO, evaluator, mask
@@ -260,7 +260,7 @@ def _reference(name: str) -> tuple[Any, Callable, Any]:
 
     return COCO, COCOeval, mask
 
-
+# %% ../../nbs/metrics/00_coco.ipynb #ccaa014a
 def _paint(shape: Any, image: Item, mask: Any) -> Any:
     """Run lengths of polygons, or of uncompressed run lengths, painted on their image."""
     if isinstance(shape, dict):
@@ -322,7 +322,8 @@ def _whole_numbers(entries: Sequence[Item]) -> dict[Any, int]:
 
 def _renumber(truth: Item, results: Sequence[Item]) -> tuple[Item, list[Item]]:
     """The same with whole numbers for image and category ids, which the C++ reference asks for."""
-    images, categories = _whole_numbers(truth["images"]), _whole_numbers(truth["categories"])
+    images = _whole_numbers(truth["images"])
+    categories = _whole_numbers(truth["categories"])
 
     def renumbered(entries: Sequence[Item]) -> list[Item]:
         found = []
@@ -340,14 +341,14 @@ def _renumber(truth: Item, results: Sequence[Item]) -> tuple[Item, list[Item]]:
     )
     return truth, renumbered(results)
 
-
+# %% ../../nbs/metrics/00_coco.ipynb #2ab391b5
 def _evaluate(
     truth: Item,
     results: Sequence[Item],
     iou_type: str,
     max_dets: Sequence[int],
     use_cats: bool,
-    ious: Sequence[float],
+    ious: np.ndarray,
     name: str,
 ) -> Any:
     """The reference's evaluator after its work, in silence.
@@ -429,19 +430,20 @@ def score_dicts(
     results = check_results(results, truth, iou_type, where[1])
     name = backend_name(backend)
     max_dets = sorted(max_dets)
-    ious = np.array(ious)
-    judge = _evaluate(truth, results, iou_type, max_dets, use_cats, ious, name)
+    thresholds = np.array(ious)
+    judge = _evaluate(truth, results, iou_type, max_dets, use_cats, thresholds, name)
     arrays = {k: np.asarray(judge.eval[k]) for k in ("precision", "recall", "scores")}
-    score = coco_average_precision(arrays["precision"], arrays["recall"], ious, max_dets)
+    precision, recall = arrays["precision"], arrays["recall"]
+    score: Item = coco_average_precision(precision, recall, thresholds, max_dets)
     names = category_names(truth["categories"]) if use_cats else {}
     real = [a["category_id"] for a in truth["annotations"] if not a.get("iscrowd")]
     score["per_class"] = {}
     for k, (category, class_name) in enumerate(names.items()):
-        one = _of_class(arrays["precision"], arrays["recall"], k, ious)
+        one = _of_class(precision, recall, k, thresholds)
         score["per_class"][class_name] = one | {"objects": real.count(category)}
     score |= dict(iou_type=iou_type, images=len(truth["images"]), objects=len(real))
     score |= dict(detections=len(results), backend=name, max_dets=max_dets, **arrays)
-    score |= dict(recall_points=np.asarray(judge.params.recThrs), ious=ious)
+    score |= dict(recall_points=np.asarray(judge.params.recThrs), ious=thresholds)
     return score | dict(curves=curves(score))
 
 # %% ../../nbs/metrics/00_coco.ipynb #8b544a9a

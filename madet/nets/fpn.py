@@ -45,13 +45,14 @@ class FPN(nn.Module):
         self.extra = extra
         self.relu_before_extra = relu_before_extra
         more = levels - len(in_channels)
-        self.lateral_convs = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        plain = [nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels]
-        self.fpn_convs = nn.ModuleList(plain)
+        laterals = [nn.Conv2d(c, channels, 1) for c in in_channels]
+        outputs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels]
         for i in range(more if extra != "max_pool" else 0):
             source = in_channels[-1] if extra == "on_input" and i == 0 else channels
-            self.fpn_convs.append(nn.Conv2d(source, channels, 3, 2, 1))
-        for layer in (*self.lateral_convs, *self.fpn_convs):
+            outputs.append(nn.Conv2d(source, channels, 3, 2, 1))
+        self.lateral_convs = nn.ModuleList(laterals)
+        self.fpn_convs = nn.ModuleList(outputs)
+        for layer in (*laterals, *outputs):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.strides = list(strides or [8 * 2**i for i in range(len(in_channels))])

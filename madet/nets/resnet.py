@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
@@ -329,8 +328,8 @@ def resnet(
 
     def body(norm: str) -> tv.ResNet:
         layer = group_norm if norm == "gn" else nn.BatchNorm2d
-        more = dict(zero_init_residual=norm == "gn", norm_layer=layer, **_widths(name))
-        return tv.ResNet(block, depths, num_classes=1, **more)
+        zero = norm == "gn"
+        return tv.ResNet(block, depths, 1, zero, norm_layer=layer, **_widths(name))
 
     stem = "conv1", "bn1", "relu", "maxpool"
     options = weights, style, frozen_stages, norm, out, trust, deform_stages

@@ -8,7 +8,6 @@ Docs: https://madet.github.io/madet/nets/roi_align.html.md"""
 __all__ = ['PIECE', 'rotated_roi_align', 'roi_align', 'level_of', 'pyramid_roi_align']
 
 # %% ../../nbs/nets/07_roi_align.ipynb #a71474d1
-import math
 from collections.abc import Sequence
 
 import torch
@@ -160,15 +159,15 @@ def rotated_roi_align(
     boxes are at least one cell large. Equals mmcv's roi_align_rotated.
 
     Raises BadInput where shapes do not fit, images do not exist or a roi is not finite."""
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    _check_input(features, rois, size, ratio)
+    bins = (size, size) if isinstance(size, int) else (size[0], size[1])
+    _check_input(features, rois, bins, ratio)
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         boxes = _in_cells(rois.detach().to(dtype), scale, aligned, clockwise)
         channels, height, width = features.shape[1:]
         rows = features.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
-        out = _Read.apply(rows, boxes, rois[:, 0].long(), (height, width), size, ratio)
-        return out.view(-1, *size, channels).permute(0, 3, 1, 2).contiguous()
+        out = _Read.apply(rows, boxes, rois[:, 0].long(), (height, width), bins, ratio)
+        return out.view(-1, *bins, channels).permute(0, 3, 1, 2).contiguous()
 
 # %% ../../nbs/nets/07_roi_align.ipynb #6869550d
 def _check_input(features: Tensor, rois: Tensor, size: tuple[int, int], ratio: int) -> None:

@@ -10,7 +10,6 @@ __all__ = ['Block', 'Tiny', 'tiny']
 # %% ../../nbs/nets/00_tiny.ipynb #6061dbee
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

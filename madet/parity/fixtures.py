@@ -17,14 +17,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from ..boxes.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # %% ../../nbs/parity/00_fixtures.ipynb #d6966ea7
 @dataclass
@@ -191,7 +188,7 @@ class Fixture:
     def check(
         self,
         name: str,
-        computed: "np.ndarray | Tensor",
+        computed: Any,
         tolerance: float = 0.0,
         kind: str = "scale",
         free: np.ndarray | None = None,
@@ -201,13 +198,11 @@ class Fixture:
             computed = computed.detach().cpu().numpy()
         return Check(name, self[name], computed, tolerance, kind, free)
 
-    def exact(
-        self, name: str, computed: "np.ndarray | Tensor", free: np.ndarray | None = None
-    ) -> Check:
+    def exact(self, name: str, computed: Any, free: np.ndarray | None = None) -> Check:
         """As `check`, for arrays that have to be equal."""
         return self.check(name, computed, kind="exact", free=free)
 
-
+# %% ../../nbs/parity/00_fixtures.ipynb #dcc000b1
 def open_fixture(path: Path | str) -> Fixture:
     """Read an `.npz` with a `meta` entry. Raises `BadInput` where it is none."""
     try:
@@ -259,7 +254,7 @@ class Result:
             f"{len(self.checks):3d} arrays, nearest to its limit: {name} {error:.1e} of {limit:.0e}"
         )
 
-
+# %% ../../nbs/parity/00_fixtures.ipynb #3cfe9a33
 def handler_of(case: str, handlers: dict[str, Callable]) -> Callable | None:
     """The handler whose key is the longest beginning of `case`, or None."""
     known = [key for key in handlers if case.startswith(key)]

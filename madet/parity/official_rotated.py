@@ -1,4 +1,4 @@
-"""Coder, assigner and loss of rotate_detection, the code behind the published table of rotated ATSS, in its three angle versions
+"""Coder, assigner and loss of rotate_detection, the code behind the published table of rotated ATSS.
 
 Docs: https://madet.github.io/madet/parity/official_rotated.html.md"""
 
@@ -8,10 +8,10 @@ Docs: https://madet.github.io/madet/parity/official_rotated.html.md"""
 __all__ = ['HANDLERS', 'sense', 'TwoSenses', 'geometry_of', 'coder', 'assigner', 'loss']
 
 # %% ../../nbs/parity/07_official_rotated.ipynb #223b44a8
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,58 +22,66 @@ from ..boxes.priors import Priors
 from ..losses.boxes import iou_loss
 from ..losses.reduce import weighted_sum
 from .fixtures import Check, Fixture
-from .parts import numbers, tensor
+from .parts import take
 from .rotated import compared_loss, mirrored
 
 # %% ../../nbs/parity/07_official_rotated.ipynb #7a13b017
-def sense(name: str):
-    "How the parts of a version `v1`, `v2`, `v3` that may turn the other way read boxes `[..., 5]`."
-    return mirrored if name == "v3" else lambda boxes: boxes
+def sense(name: str) -> Callable[[Tensor], Tensor]:
+    """How the parts of a version `v1`, `v2`, `v3` that may rotate the other way read boxes `[..., 5]`."""
+    return mirrored if name == "v3" else _unchanged
+
+
+def _unchanged(boxes: Tensor) -> Tensor:
+    return boxes
 
 
 @dataclass(frozen=True)
 class TwoSenses(Rotated):
-    "Boxes whose overlap is taken with the other sense of rotation than everything else, as in the released v3."
+    """Boxes whose overlap is taken with the other sense of rotation than everything else, as in the released v3."""
 
     def iou_paired(self, a: Tensor, b: Tensor) -> Tensor:
+        """IoU row by row, `[..., 5]` twice to `[...]`."""
         return super().iou_paired(mirrored(a), mirrored(b))
 
 
 def geometry_of(meta: dict, name: str) -> Rotated:
-    "The boxes of a version, as the assigner sees them."
-    return (TwoSenses if name == "v3" else Rotated)(meta["angle_versions"][name])
+    """The boxes of a version, as the assigner sees them."""
+    kind = TwoSenses if name == "v3" else Rotated
+    return kind(meta["angle_versions"][name])
 
 # %% ../../nbs/parity/07_official_rotated.ipynb #d0a1ab6a
 def coder(z: Fixture, meta: dict) -> Iterator[Check]:
-    "Codes, boxes of given codes, the way there and back, and a gradient, from upright and from turned priors."
-    for prefix in (name.removesuffix("_encoded") for name in z.files if name.endswith("_encoded")):
-        take = lambda name: tensor(z.input(f"{prefix}_{name}"))
-        way = sense(prefix.split("_")[0])
-        boxes = Rotated(meta["angle_versions"][prefix.split("_")[0]])
-        deltas = DeltaCoder(boxes, boxes, **angle_defaults(boxes))
-        priors, values = way(take("priors")), take("deltas").requires_grad_()
+    """Box coding from upright and from rotated priors: codes and gradients to 1e-5, boxes to 1e-3 px."""
+    prefixes = [n.removesuffix("_encoded") for n in z.files if n.endswith("_encoded")]
+    for prefix in prefixes:
+        version = prefix.split("_")[0]
+        way, boxes = sense(version), Rotated(meta["angle_versions"][version])
+        options: dict[str, Any] = {**angle_defaults(boxes)}
+        deltas = DeltaCoder(boxes, boxes, **options)
+        priors = way(take(z, f"{prefix}_priors"))
+        values = take(z, f"{prefix}_deltas").requires_grad_()
         found = way(deltas.decode(priors, way(values)))
-        (found * take("probe")).sum().backward()
-        code = deltas.encode(priors, way(take("gts")))
-        yield Check(f"{prefix}_encoded", z[f"{prefix}_encoded"], numbers(way(code)), 1e-5)
-        yield Check(f"{prefix}_grad_deltas", z[f"{prefix}_grad_deltas"], numbers(values.grad), 1e-5)
-        for name, ours in (("decoded", found), ("round_trip", way(deltas.decode(priors, code)))):
-            yield Check(f"{prefix}_{name}", z[f"{prefix}_{name}"], numbers(ours), 1e-3, "absolute")
+        (found * take(z, f"{prefix}_probe")).sum().backward()
+        code = deltas.encode(priors, way(take(z, f"{prefix}_gts")))
+        there_and_back = way(deltas.decode(priors, code))
+        yield z.check(f"{prefix}_encoded", way(code), 1e-5)
+        yield z.check(f"{prefix}_grad_deltas", values.grad, 1e-5)
+        yield z.check(f"{prefix}_decoded", found, 1e-3, "absolute")
+        yield z.check(f"{prefix}_round_trip", there_and_back, 1e-3, "absolute")
 
-
+# %% ../../nbs/parity/07_official_rotated.ipynb #d0a1ab6b
 def assigner(z: Fixture, meta: dict) -> Iterator[Check]:
-    "Who is positive, and the numbers on the way: candidates' overlaps, which are inside, bars."
+    """Rotated ATSS: assignment exactly, candidates' overlaps and thresholds to 1e-4."""
     sizes = tuple(height * width for height, width in meta["level_sizes"])
     for case in meta["cases"]:
         version, name = case["version"], f"{case['version']}_case{case['case']}"
-        priors = Priors(tensor(z.input(f"{version}_anchors")), sizes, tuple(meta["strides"]))
+        priors = Priors(take(z, f"{version}_anchors"), sizes, tuple(meta["strides"]))
         geometry = geometry_of(meta, version)
-        truths = tensor(z.input(f"{name}_gts"))
-        labels = tensor(z.input(f"{name}_gt_labels"))
+        truths, labels = take(z, f"{name}_gts"), take(z, f"{name}_gt_labels")
         found = atss(priors, truths, geometry, topk=meta["topk"])
-        yield Check(f"{name}_gt_index", z[f"{name}_gt_index"], numbers(found + 1), kind="exact")
         label = torch.where(found >= 0, labels[found.clamp(min=0)], -1) if len(labels) else found
-        yield Check(f"{name}_label", z[f"{name}_label"], numbers(label), kind="exact")
+        yield z.exact(f"{name}_gt_index", found + 1)
+        yield z.exact(f"{name}_label", label)
         if len(truths):
             yield from _candidates(z, name, priors, truths, geometry, meta["topk"])
 
@@ -81,40 +89,34 @@ def assigner(z: Fixture, meta: dict) -> Iterator[Check]:
 def _candidates(
     z: Fixture, name: str, priors: Priors, truths: Tensor, geometry: Rotated, topk: int
 ) -> Iterator[Check]:
+    "Candidates' overlaps, which of their centers lie inside, and the thresholds."
     index, usable = atss_candidates(priors, truths, geometry, topk)
     there, boxes = usable[0], priors.boxes[index]
     overlap = geometry.iou_paired(boxes, truths[:, None])
     inside = geometry.side_distances(boxes[..., :2], truths[:, None]).amin(-1) > 0.01
     mean = torch.stack([row[u].mean() for row, u in zip(overlap, usable)])
-    bar = adaptive_threshold(overlap, usable)[:, 0]
-    for what, ours in (
-        ("candidate_iou", overlap[:, there].T),
-        ("mean", mean),
-        ("std", bar - mean),
-        ("threshold", bar),
-    ):
-        yield Check(f"{name}_{what}", z[f"{name}_{what}"], numbers(ours), 1e-4, "absolute")
-    yield Check(f"{name}_inside", z[f"{name}_inside"], numbers(inside[:, there].T), kind="exact")
+    threshold = adaptive_threshold(overlap, usable)[:, 0]
+    yield z.check(f"{name}_candidate_iou", overlap[:, there].T, 1e-4, "absolute")
+    yield z.check(f"{name}_mean", mean, 1e-4, "absolute")
+    yield z.check(f"{name}_std", threshold - mean, 1e-4, "absolute")
+    yield z.check(f"{name}_threshold", threshold, 1e-4, "absolute")
+    yield z.exact(f"{name}_inside", inside[:, there].T)
 
 
 def loss(z: Fixture, meta: dict) -> Iterator[Check]:
-    "The logarithmic loss of every pair, its weighted sum and gradient, and the linear loss. All versions turn clockwise here."
-    for version in meta["angle_versions"]:
-        pred = tensor(z.input(f"{version}_pred")).requires_grad_()
-        target = tensor(z.input(f"{version}_target"))
-        geometry = Rotated(meta["angle_versions"][version])
+    """The logarithmic loss `[P]`, its weighted sum and gradient to 1e-3, and the linear loss to 1e-4.
+
+    All versions rotate clockwise here."""
+    for version, angles in meta["angle_versions"].items():
+        pred = take(z, f"{version}_pred").requires_grad_()
+        target, geometry = take(z, f"{version}_target"), Rotated(angles)
         each = iou_loss(pred, target, geometry, "log", meta["eps"])
-        total = weighted_sum(each, tensor(z.input(f"{version}_weight")), meta["avg_factor"])
+        total = weighted_sum(each, take(z, f"{version}_weight"), meta["avg_factor"])
         total.backward()
-        names = tuple(f"{version}_{what}" for what in ("loss", "weighted", "grad_pred"))
+        names = (f"{version}_loss", f"{version}_weighted", f"{version}_grad_pred")
         yield from compared_loss(z, "riou_log", names, each, total, pred, target, 1e-3)
-        yield Check(
-            f"{version}_linear",
-            z[f"{version}_linear"],
-            numbers(iou_loss(pred, target, geometry)),
-            1e-4,
-            "absolute",
-        )
+        linear = iou_loss(pred, target, geometry)
+        yield z.check(f"{version}_linear", linear, 1e-4, "absolute")
 
 
 HANDLERS = dict(

@@ -12,6 +12,7 @@ __all__ = ['BOX_LOSSES', 'DEFORM_DEFAULTS', 'DEFORM_INPUTS', 'HANDLERS', 'tensor
 # %% ../../nbs/parity/01_parts.ipynb #8249aa62
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,6 +134,11 @@ def positive_overlaps(
     return np.where(numbers(matched) >= 0, numbers(overlap), -1e8)
 
 
+def _regions(ignored: Tensor, iof: float) -> dict[str, Any]:
+    "Options that ignore priors inside regions, or none where the original has switched that off."
+    return dict(ignored=ignored, ignore_iof=iof) if iof > 0 else {}
+
+
 def assign_atss(z: Fixture, meta: dict) -> Iterator[Check]:
     """ATSS: indices and labels exactly, overlaps to 1e-6, `[A]` each; priors that hang on a tie are free."""
     strides = (8, 16, 32, 64, 128, 256)
@@ -143,7 +149,7 @@ def assign_atss(z: Fixture, meta: dict) -> Iterator[Check]:
         name, topk, iof = setting["name"], setting["topk"], setting["ignore_iof_thr"]
         truths = take(z, f"gt_{setting['gts']}_boxes")
         labels = z.input(f"gt_{setting['gts']}_labels")
-        regions = dict(ignored=ignored, ignore_iof=iof) if iof > 0 and len(truths) else {}
+        regions = _regions(ignored, iof) if len(truths) else {}
         matched = atss(priors, truths, topk=topk, **regions)
         free, found = free_by_ties(priors, truths, topk), indices(matched)
         overlaps = positive_overlaps(priors, truths, matched)
@@ -161,7 +167,7 @@ def assign_maxiou(z: Fixture, meta: dict) -> Iterator[Check]:
         truths = take(z, f"gt_{setting['gts']}_boxes")
         labels = z.input(f"gt_{setting['gts']}_labels")
         iof = config["ignore_iof_thr"]
-        regions = dict(ignored=ignored, ignore_iof=iof) if iof > 0 and len(truths) else {}
+        regions = _regions(ignored, iof) if len(truths) else {}
         found = indices(_by_thresholds(boxes, truths, config, regions))
         overlap = torch.zeros(len(boxes))
         if len(truths):

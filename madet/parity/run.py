@@ -93,7 +93,7 @@ def failed(result: Result) -> bool:
     """Whether a fixture that has a handler does not hold."""
     return not result.missing and not (result.ok and result.worst is not None)
 
-
+# %% ../../nbs/parity/08_run.ipynb #a905aabc
 SLACK = 10  # factor of the tolerances away from the CPU, where sums run in another order
 
 
@@ -117,9 +117,7 @@ def results_on(device: str, folder: Path | str, only: Sequence[str]) -> Iterator
         torch.set_default_device(None)
 
 
-def run_fixtures(
-    folder: Path | str, only: Sequence[str] = (), device: str = "cpu"
-) -> list[Result]:
+def run_fixtures(folder: Path | str, only: Sequence[str] = (), device: str = "cpu") -> list[Result]:
     """Run the fixtures of a folder, or one of them, print a line each and a sum, and give the results.
 
     `only`: patterns of file names without ending. Raises BadInput where there is nothing to run.

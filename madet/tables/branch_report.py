@@ -94,7 +94,9 @@ def draw_differences(ax: Axes, bins: list[dict]) -> None:
 
 
 def draw_ratios(axes: tuple[Axes, Axes], bins: list[dict]) -> tuple[Axes, Axes]:
-    """IoU by aspect ratio on two axes: `draw_mean_ious` and `draw_differences`; a bin below `FEWEST` objects only says `n=3`."""
+    """IoU by aspect ratio on two axes: `draw_mean_ious` and `draw_differences`; a bin below `FEWEST` objects only says
+    `n=3`.
+    """
     draw_mean_ious(axes[0], bins)
     draw_differences(axes[1], bins)
     for ax in axes:
@@ -172,12 +174,13 @@ def branch_report(
     device: str = "",
     most: int = 1000,
 ) -> list[Path]:
-    """Write `branches.json`, `branches.png` and `offsets.png` for a run folder or weights file, and give the paths of the pictures.
+    """Write `branches.json`, `branches.png` and `offsets.png` for a run folder or weights file, and give the paths of
+    the pictures.
 
-    `out`: where to, by default the run's folder; `dataset`: by default the recipe's test set, at most `most` images of it at even
-    distances; `device`: by default a GPU where there is one, at thimble the CPU. A detector without two branches gets no report
-    but one sentence, and `offsets.png` if its head samples at learned places. Does nothing where the report is there already.
-    Raises BadInput as `detector_from` does.
+    `out`: where to, by default the run's folder; `dataset`: by default the recipe's test set, at most `most` images
+    of it at even distances; `device`: by default a GPU where there is one, at thimble the CPU. A detector without
+    two branches gets no report but one sentence, and `offsets.png` if its head samples at learned places. Does
+    nothing where the report is there already. Raises BadInput as `detector_from` does.
     """
     path = weights_file(run)
     out = Path(out or path.parent)
@@ -214,7 +217,7 @@ def is_fresh(report: Path, weights: Path) -> bool:
     """Whether a report is there and not older than its weights."""
     return report.exists() and report.stat().st_mtime >= weights.stat().st_mtime
 
-
+# %% ../../nbs/tables/09_branch_report.ipynb #9af8e3cb
 def compare(
     model: nn.Module, recipe: Recipe, dataset: Dataset, indices: list[int]
 ) -> tuple[dict[str, Any], list[dict]]:
@@ -248,10 +251,11 @@ def compare(
 
 # %% ../../nbs/tables/09_branch_report.ipynb #3e1af8d6
 def branch_lines(reports: list[dict | Path | str]) -> list[dict[str, Any]]:
-    """Lines for a table, three (anchor, point, both) for each of the `branches.json` documents or their paths, by row and seed.
+    """Lines for a table, three (anchor, point, both) for each of the `branches.json` documents or their paths, by row
+    and seed.
 
-    Columns: row, scale, seed, status, branch, AP and slices as fractions, and by lower end of the bins `objects_1.25`,
-    `iou_1.25`, `wins_1.25`, `difference_1.25` and so on.
+    Columns: row, scale, seed, status, branch, AP and slices as fractions, and by lower end of the bins
+    `objects_1.25`, `iou_1.25`, `wins_1.25`, `difference_1.25` and so on.
     """
     documents = [read_json(one) if isinstance(one, (str, Path)) else one for one in reports]
     lines = [branch_line(document, name) for document in documents for name in WAYS]

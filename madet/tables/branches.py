@@ -53,7 +53,9 @@ def using(head: nn.Module, branches: tuple[int, ...]) -> Iterator[nn.Module]:
 def by_branch(
     model: nn.Module, dataset: Dataset, transform, batch: int = 8, indices: list[int] | None = None
 ) -> dict[str, list[dict]]:
-    """Detections as of `madet.training.evaluate.detect` by {anchor, point, both}; the images come in the same order in all of them."""
+    """Detections as of `madet.training.evaluate.detect` by {anchor, point, both}; the images come in the same order in
+    all of them.
+    """
     found = {}
     for name, branches in WAYS.items():
         with using(model.head, branches):
@@ -64,7 +66,9 @@ def by_branch(
 def scores_of(
     truths: list[dict], found: dict[str, list[dict]], dataset: Dataset
 ) -> dict[str, dict[str, float | None]]:
-    """AP over everything and in slices, as in `metrics.json`, of every way to answer: {name: {AP, AP50, ..., AP_elongated, ...}}."""
+    """AP over everything and in slices, as in `metrics.json`, of every way to answer: {name: {AP, AP50, ...,
+    AP_elongated, ...}}.
+    """
     out = {}
     for name, results in found.items():
         score = coco_json(coco_score(truths, results, dataset.classes))
@@ -82,7 +86,8 @@ def boxes_of(
     geometry: Upright | Rotated,
     least: float = FOUND,
 ) -> Tensor:
-    """The detection that each object gets, int64 `[G]`: its index in `result` (-1: none), by falling score and as COCO matches.
+    """The detection that each object gets, int64 `[G]`: its index in `result` (-1: none), by falling score and as COCO
+    matches.
 
     `result`: boxes `[D, dim]`, scores `[D]`, labels `[D]`; `truth`: boxes `[G, dim]`, labels `[G]`, ignore `[G]`.
     Ignored objects get none.
@@ -101,10 +106,11 @@ def boxes_of(
 def matched_objects(
     truths: list[dict], found: dict[str, list[dict]], geometry: Upright | Rotated
 ) -> list[dict[str, Any]]:
-    """Every counted object as a dict of image_id, box `[dim]`, ratio (long side over short side), and what each branch made of it.
+    """Every counted object as a dict of image_id, box `[dim]`, ratio (long side over short side), and what each branch
+    made of it.
 
-    That is, for `anchor` and `point`, the box found (None: missed) and `anchor_iou`, `point_iou`. `truths`: dicts of image_id,
-    boxes, labels, ignore; `found`: as of `by_branch`.
+    That is, for `anchor` and `point`, the box found (None: missed) and `anchor_iou`, `point_iou`. `truths`: dicts
+    of image_id, boxes, labels, ignore; `found`: as of `by_branch`.
     """
     by_id = {name: {one["image_id"]: one for one in found[name]} for name in ("anchor", "point")}
     out = []
@@ -151,10 +157,12 @@ EDGES = (1.0, 1.25, 1.5, 2.0, 3.0)  # lower ends of the bins of aspect ratio; th
 
 
 def by_ratio(objects: list[dict]) -> list[dict[str, Any]]:
-    """One dict for each bin of `EDGES`: low, high (None: open), objects that both found, and where there are any their IoUs.
+    """One dict for each bin of `EDGES`: low, high (None: open), objects that both found, and where there are any their
+    IoUs.
 
-    These are `anchor` and `point` (mean IoU) with `_quartiles`, `difference` (anchor minus point), `low_end`, `high_end` of its
-    interval (None below two objects), and `anchor_wins`, `point_wins` (share of objects, ties to nobody).
+    These are `anchor` and `point` (mean IoU) with `_quartiles`, `difference` (anchor minus point), `low_end`,
+    `high_end` of its interval (None below two objects), and `anchor_wins`, `point_wins` (share of objects, ties to
+    nobody).
     """
     both = found_by_both(objects)
     bins = []

@@ -118,7 +118,10 @@ class Row:
 
 
 def split_settings(cells: dict[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Cells {column: text} parted into those for every scale and {scale: those for it}; empty cells are left out, former names read."""
+    """Cells {column: text} parted into those for every scale and {scale: those for it}.
+
+    Empty cells are left out, former names of fields and values are read.
+    """
     settings: dict[str, str] = {}
     at: dict[str, dict[str, str]] = {}
     for column, text in cells.items():

@@ -1,4 +1,4 @@
-"""Step, loss and time left of every running row, from the tail of its log
+"""Step, loss and time left of every running row, read from the tail of its log.
 
 Docs: https://madet.github.io/madet/tables/progress.html.md"""
 
@@ -9,14 +9,23 @@ __all__ = ['last_entry', 'clock', 'Pace', 'line', 'Screen']
 
 # %% ../../nbs/tables/03_progress.ipynb #6e4693db
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
+
+from ..boxes.files import read_json
+from .jobs import Job
 
 # %% ../../nbs/tables/03_progress.ipynb #dc9b91e3
-def last_entry(path, size=8192):
-    "The last complete JSON object with `step` and `loss` in the JSON-lines file `path`, or an empty dict."
+def last_entry(path: Path | str, size: int = 8192) -> dict:
+    """The last complete JSON object with `step` and `loss` in the JSON-lines file `path`, or an empty dict.
+
+    Only the last `size` bytes are read.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))
@@ -33,124 +42,132 @@ def last_entry(path, size=8192):
     return {}
 
 
-def clock(seconds):
-    "Seconds as `m:ss` or `h:mm:ss`; `?` where unknown."
-    if seconds is None or seconds != seconds:
+def clock(seconds: float | None) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`; `?` where unknown."""
+    if seconds is None or math.isnan(seconds):
         return "?"
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-        if minutes >= 60
-        else f"{minutes}:{seconds:02}"
-    )
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 # %% ../../nbs/tables/03_progress.ipynb #b69e6bd2
 class Pace:
-    "Steps and time left of one run, seen from outside."
+    """Steps and time left of one run, seen from outside."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        self.first = None
-        self.steps = None
+        self.first: tuple[int, float] | None = None  # step and time of the first look
+        self.steps: int | None = None
 
-    def total(self, entry):
-        "Number of steps of the whole run, None while unknown."
+    def total(self, entry: dict) -> int | None:
+        """Number of steps of the whole run, None while unknown; `entry`: the last of the log."""
         if self.steps is None:
-            try:
-                self.steps = (
-                    entry.get("steps")
-                    or json.loads((self.folder / "params.json").read_text()).get("steps")
-                    or None
-                )
-            except (OSError, ValueError):
-                pass
+            params = read_json(self.folder / "params.json", default={})
+            self.steps = entry.get("steps") or params.get("steps") or None
         return self.steps
 
-    def look(self, now=None):
-        "Read the log; gives (step, steps, loss, seconds left), each None where unknown."
+    def look(
+        self, now: float | None = None
+    ) -> tuple[int | None, int | None, float | None, float | None]:
+        """Read the log; gives (step, steps, loss, seconds left), each None where unknown."""
         now = time.time() if now is None else now
         entry = last_entry(self.folder / "log.jsonl")
         if not entry:
             return None, None, None, None
-        step, steps = entry["step"], self.total(entry)
+        step = entry["step"]
+        steps = self.total(entry)
         if self.first is None or step < self.first[0]:
             self.first = step, now
-        done, took = step - self.first[0], now - self.first[1]
-        left = entry.get(
-            "eta_seconds", (steps - step) * took / done if steps and done > 0 else None
-        )
+        left = entry.get("eta_seconds", self.left(step, steps, now))
         return step, steps, entry["loss"], left
 
+    def left(self, step: int, steps: int | None, now: float) -> float | None:
+        """Seconds left by the pace since the first look; None where there is none yet."""
+        first, since = self.first or (step, now)
+        if not steps or step <= first:
+            return None
+        return (steps - step) * (now - since) / (step - first)
 
-def line(name, step, steps, loss, left, width=30):
-    "One run in one line of text."
+
+def line(
+    name: str,
+    step: int | None,
+    steps: int | None,
+    loss: float | None,
+    left: float | None,
+    width: int = 30,
+) -> str:
+    """One run in one line of text."""
+    start = f"  {name:<{width}}"
     if step is None:
-        return f"  {name:<{width}} starting"
+        return f"{start} starting"
     if step == steps:
-        return f"  {name:<{width}} trained {steps} steps, scoring"
-    share = f"{step / steps:4.0%} of {steps} steps" if steps else f"step {step}"
-    return (
-        f"  {name:<{width}} {share}"
-        + (f"  loss {loss:.3f}" if isinstance(loss, float) else "")
-        + (f"  left {clock(left)}" if left is not None else "")
-    )
+        return f"{start} trained {steps} steps, scoring"
+    words = [start, f"{step / steps:4.0%} of {steps} steps" if steps else f"step {step}"]
+    if isinstance(loss, float):
+        words.append(f" loss {loss:.3f}")
+    if left is not None:
+        words.append(f" left {clock(left)}")
+    return " ".join(words)
 
 # %% ../../nbs/tables/03_progress.ipynb #225999ef
 class Screen:
-    "Progress of many runs on `stream`: redrawn in a terminal, a plain line for each every `every` seconds elsewhere."
+    """Progress of many runs on `stream`: redrawn in a terminal, elsewhere a line for each every `every` seconds."""
 
-    def __init__(self, total, stream=None, every=15.0):
+    def __init__(self, total: int, stream: TextIO | None = None, every: float = 15.0):
         self.total = total
         self.done = 0
         self.failed = 0
-        self.paces = {}
+        self.paces: dict[str, Pace] = {}
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.every = 0.5 if self.live else every
         self.last = time.time()
         self.drawn = 0
 
-    def say(self, text):
-        "A line that stays."
+    def say(self, text: str) -> None:
+        """A line that stays."""
         self.wipe()
         print(text, file=self.stream, flush=True)
 
-    def wipe(self):
+    def wipe(self) -> None:
+        """Remove the lines drawn last from a terminal."""
         if self.drawn:
             self.stream.write(f"\x1b[{self.drawn}A\x1b[J")
         self.drawn = 0
 
-    def look(self, running, waiting):
-        "Called often with the running jobs and how many wait; draws when it is time to."
+    def lines(self, running: Sequence[Job], waiting: int) -> list[str]:
+        """What to draw: in a terminal a head and no line wider than it, elsewhere a line for each running job."""
+        texts = []
+        for job in running:
+            pace = self.paces.setdefault(job.name, Pace(job.folder))
+            texts.append(line(job.name, *pace.look()))
+        if not self.live:
+            return texts
+        ended = f"{self.done + self.failed} of {self.total} runs ended"
+        texts.insert(0, f"{ended}, {len(running)} running, {waiting} waiting")
+        columns = os.get_terminal_size(self.stream.fileno()).columns
+        return [text[: columns - 1] for text in texts]
+
+    def look(self, running: Sequence[Job], waiting: int) -> None:
+        """Called often with the running jobs and how many wait; draws when it is time to."""
         if time.time() - self.last < self.every:
             return
         self.last = time.time()
-        lines = [
-            line(job.name, *self.paces.setdefault(job.name, Pace(job.folder)).look())
-            for job in running
-        ]
-        if self.live:
-            lines.insert(
-                0,
-                f"{self.done + self.failed} of {self.total} runs ended, {len(running)} running, {waiting} waiting",
-            )
+        texts = self.lines(running, waiting)
         self.wipe()
-        for text in lines:
-            print(
-                text[: os.get_terminal_size(self.stream.fileno()).columns - 1]
-                if self.live
-                else text,
-                file=self.stream,
-            )
+        for text in texts:
+            print(text, file=self.stream)
         self.stream.flush()
-        self.drawn = len(lines) if self.live else 0
+        self.drawn = len(texts) if self.live else 0
 
-    def end(self, job, ok):
-        "Called when a job ended."
-        self.done, self.failed = self.done + ok, self.failed + (not ok)
+    def end(self, job: Job, ok: bool) -> None:
+        """Called when a job ended; `ok`: whether it is done."""
         took = clock(time.time() - job.started)
-        self.say(
-            f"  {job.name:<30} done in {took}"
-            if ok
-            else f"  {job.name:<30} FAILED after {took}: {job.problem}"
-        )
+        if ok:
+            self.done += 1
+            self.say(f"  {job.name:<30} done in {took}")
+        else:
+            self.failed += 1
+            self.say(f"  {job.name:<30} FAILED after {took}: {job.problem}")

@@ -124,7 +124,7 @@ def latest(
     for line in lines:
         if scale is not None and line["scale"] != scale:
             continue
-        if runs is None or line.get("run") in runs:
+        if runs is None or line.get("run", "") in runs:
             found[line["row"], int(line["seed"])] = line
     return found
 
@@ -161,7 +161,7 @@ def summary(row: Row, lines: list[dict], reason: str = "") -> dict[str, Any]:
     `lines`: those of this row, any status; `reason`: why it cannot run here ("" if it can). AP values are fractions.
     """
     done = [line for line in lines if line.get("status") == "done"]
-    out = {"row": row.name, "title": row.title, "group": row.group}
+    out: dict[str, Any] = {"row": row.name, "title": row.title, "group": row.group}
     for name in (*PRINTED, "paper_set", "source", "note"):
         out[name] = getattr(row, name)
     out |= {"remark": row.status, "seeds": len(done)}

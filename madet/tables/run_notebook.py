@@ -78,7 +78,9 @@ def run_row(names: dict) -> dict:
 def papermill_output() -> Path | None:
     """The file that the papermill command above this kernel writes; None under any other parent."""
     parent = psutil.Process().parent()
-    words = parent.cmdline() if parent else []
+    if parent is None:
+        return None
+    words = parent.cmdline()
     notebooks = [word for word in words if word.endswith(".ipynb")]
     if len(notebooks) < 2 or not any(Path(word).stem == "papermill" for word in words[:3]):
         return None
@@ -126,7 +128,8 @@ def show_branches(paper: str, out: Path | str) -> None:
     display(
         Markdown(
             "## Branch by branch, and where the head looks\n\n"
-            "What the anchor-based and the anchor-free branch find alone and together, whose box fits better by shape, and what the head reads at learned places. "
+            "What the anchor-based and the anchor-free branch find "
+            "alone and together, whose box fits better by shape, and what the head reads at learned places. "
             "`nbs/tables/09_branch_report.ipynb` explains the figures; the numbers are in `branches.json`."
         )
     )

@@ -104,7 +104,7 @@ def merge(recipe: Any, method_options: Any = None) -> dict[str, Any]:
     return flat | more
 
 
-def from_flat(flat: Mapping[str, Any], options_class: type | None = None) -> tuple["Recipe", Any]:
+def from_flat(flat: Mapping[str, Any], options_class: type | None = None) -> tuple[Recipe, Any]:
     """The reverse of `merge`: (recipe, method's options or None).
 
     Values are converted and checked. Raises BadInput for unknown names and for values that cannot work.
@@ -117,7 +117,7 @@ def kinds_of(options_class: type | None) -> list[type]:
     return [Recipe] if options_class is None else [Recipe, options_class]
 
 
-def fill(values: Mapping[str, Any], options_class: type | None) -> tuple["Recipe", Any]:
+def fill(values: Mapping[str, Any], options_class: type | None) -> tuple[Recipe, Any]:
     """(recipe, method's options or None) of typed `values`. Raises BadInput where the recipe cannot work."""
     parts = []
     for kind in kinds_of(options_class):
@@ -234,8 +234,8 @@ def one_or_range(word: str) -> list[tuple[int, int | None]]:
     before = f"{hit[1]}x" if hit[1] else ""
     return [image_sides(f"{before}{side}") for side in range(low, high + 1)]
 
-
-def train_sides(recipe: "Recipe") -> list[tuple[int, int | None]]:
+# %% ../../nbs/training/00_recipe.ipynb #420f50b8
+def train_sides(recipe: Recipe) -> list[tuple[int, int | None]]:
     """The sizes (long, short or None) that a training image's size is drawn from.
 
     Without `train_sizes` it is `image_size` alone. Raises BadInput where a size cannot be read.
@@ -253,7 +253,7 @@ def train_sides(recipe: "Recipe") -> list[tuple[int, int | None]]:
         ) from None
 
 
-def scored_sides(recipe: "Recipe") -> tuple[list[tuple[int, int | None]], bool]:
+def scored_sides(recipe: Recipe) -> tuple[list[tuple[int, int | None]], bool]:
     """(sizes, whether each is also looked at mirrored) of a recipe's `test_sizes`, else of its `image_size`.
 
     Raises BadInput where a size cannot be read.
@@ -336,7 +336,7 @@ AT_LEAST = {
 }
 
 
-def check(recipe: "Recipe") -> None:
+def check(recipe: Recipe) -> None:
     """Raises BadInput with one sentence for the first value of a `Recipe` that cannot work."""
     for name, choices in CHOICES.items():
         value = getattr(recipe, name)
@@ -433,7 +433,7 @@ def make_recipe(
     options: Mapping[str, Any] | None = None,
     options_class: type | None = None,
     defaults: Mapping[str, Any] | None = None,
-) -> tuple["Recipe", Any]:
+) -> tuple[Recipe, Any]:
     """(recipe, method's options or None) of a scale; `defaults` (typed values of a method) and `options` win over it.
 
     `options` are texts or typed values by name: here, and only here, they are converted. Raises BadInput for names and
@@ -450,7 +450,7 @@ def make_recipe(
     return recipe, method_options
 
 # %% ../../nbs/training/00_recipe.ipynb #91704e7c
-def scaled_lr(recipe: "Recipe") -> tuple[float, str]:
+def scaled_lr(recipe: Recipe) -> tuple[float, str]:
     """(rate, sentence): the linear rule `lr * total_batch / lr_batch`, and how to say it."""
     rate = recipe.lr * recipe.total_batch / recipe.lr_batch
     if recipe.total_batch == recipe.lr_batch:

@@ -1,4 +1,4 @@
-"""One JSON file, three tables joined by numbers, and the ways in which they fail to join
+"""Reads a COCO JSON: images, categories and annotations, naming every reference that is broken
 
 Docs: https://madet.github.io/madet/data/formats/coco.html.md"""
 

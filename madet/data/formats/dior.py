@@ -1,4 +1,4 @@
-"""VOC's XML once more, with four corners inside a robndbox and twenty classes
+"""Reads DIOR-R XML: four named corners an object, twenty classes
 
 Docs: https://madet.github.io/madet/data/formats/dior.html.md"""
 

@@ -1,4 +1,4 @@
-"""Four corners, a class and a difficulty a line, with the header, endings and gluing that real files have
+"""Reads DOTA text files: four corners, a class and a difficulty a line
 
 Docs: https://madet.github.io/madet/data/formats/dota.html.md"""
 

@@ -1,4 +1,4 @@
-"""Ships from above in XML of their own, with one class or thirty-one
+"""Reads HRSC2016 XML: rotated boxes of ships, in one class or thirty-one types
 
 Docs: https://madet.github.io/madet/data/formats/hrsc.html.md"""
 

@@ -1,4 +1,4 @@
-"""VOC XML with a rotated box inside, and the two ways to misread its angle
+"""Reads roLabelImg XML: rotated boxes with an angle in radians, and upright ones
 
 Docs: https://madet.github.io/madet/data/formats/rolabel.html.md"""
 

@@ -1,4 +1,4 @@
-"""Pascal VOC XML with line numbers, one file an image
+"""Reads a Pascal VOC XML file with line numbers; the other XML formats share its parts
 
 Docs: https://madet.github.io/madet/data/formats/voc.html.md"""
 
