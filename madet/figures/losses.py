@@ -11,6 +11,7 @@ __all__ = ['JUMP', 'BoxLoss', 'turned_pairs', 'draw_loss_landscape', 'draw_panel
 import math
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -64,9 +65,9 @@ def draw_loss_landscape(
     if not losses:
         raise BadInput("a landscape needs at least one loss; give a dict of name and function")
     if axes is None:
-        page = dict(figsize=(2.9 * len(ratios) + 1, 2.5), layout="constrained")
+        page: dict[str, Any] = dict(figsize=(2.9 * len(ratios) + 1, 2.5), layout="constrained")
         _, grid = plt.subplots(1, len(ratios), sharey=True, squeeze=False, **page)
-        axes = grid[0]
+        axes = list(grid[0])
     if len(axes) != len(ratios):
         raise BadInput(f"{len(axes)} axes for {len(ratios)} ratios; give one for each")
     for ax, ratio in zip(axes, ratios):

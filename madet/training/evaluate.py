@@ -91,7 +91,7 @@ def detect_view(
 ) -> list[dict[str, Any]]:
     """This process's share of the detections of one view."""
     device = next(model.parameters()).device
-    share = dict(rank=rank(), world=world(), workers=workers, indices=indices)
+    share: dict[str, Any] = dict(rank=rank(), world=world(), workers=workers, indices=indices)
     batches = sequential(dataset, transform, batch, skip=True, device=device, **share)
     found = []
     for images, targets in batches:
