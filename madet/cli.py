@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from typing import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .boxes.errors import BadInput
 from .training.former_names import FIELDS

@@ -12,8 +12,8 @@ __all__ = ['Put', 'RECIPE_FIELDS', 'LATER', 'DATA_ACTIONS', 'RUN', 'run_train', 
 # %% ../nbs/94_commands.ipynb #0228ec38
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from .boxes.errors import BadInput
 from .options import typed_options

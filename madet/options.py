@@ -9,8 +9,8 @@ __all__ = ['GROUPS', 'PREFIX', 'grouped', 'common_groups', 'method_groups', 'add
 
 # %% ../nbs/91_options.ipynb #20dfc411
 from argparse import ArgumentParser, Namespace
+from collections.abc import Container
 from dataclasses import Field, fields
-from typing import Container
 
 from .methods.names import options_classes
 from .training.recipe import Recipe, comments

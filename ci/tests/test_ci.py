@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import checks
-import papers
 import pytest
 import readme
 import save
 import suite
+
+import papers
 
 ROOT = Path(checks.__file__).resolve().parents[1]
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .class_lists import HRSC
-from .split_names import canonical
 from .open_folder import OpenedFolder
 from .sample import Dataset, Defect, Record
+from .split_names import canonical
 
 # %% ../../nbs/data/10_export.ipynb #a79d5ee6
 def _geometry(boxes: Tensor) -> Upright | Rotated:

@@ -187,7 +187,7 @@ def draw_boxes(
     hidden = per_box(ignore, count, False)
     effects = [Stroke(linewidth=2.2 * width, foreground=HALO), Normal()] if rim else None
     for quad, tint, text, hatched in zip(corners, tints, texts, hidden):
-        style = dict(fill=False, edgecolor=tint)
+        style: dict[str, Any] = dict(fill=False, edgecolor=tint)
         dashes = "--" if hatched else "-"
         line = Polygon(quad, linewidth=width, path_effects=effects, linestyle=dashes, **style)
         ax.add_patch(line)
@@ -210,7 +210,7 @@ def draw_truth(
     width: float = 1.4,
 ) -> Axes:
     """Truth `[G, 4|5]`: one light outline with a dark rim for every class, ignored ones hatched. Returns the axes."""
-    style = dict(color=TRUTH, width=width, rim=True)
+    style: dict[str, Any] = dict(color=TRUTH, width=width, rim=True)
     return draw_boxes(ax, image, boxes, labels, classes=classes, ignore=ignore, **style)
 
 # %% ../../nbs/figures/00_draw.ipynb #cba95825
@@ -238,8 +238,8 @@ def prior_levels(
 
 def legend_below(ax: Axes, handles: list, columns: int) -> None:
     """A small legend without a frame under the axes."""
-    place = dict(loc="upper center", bbox_to_anchor=(0.5, -0.01))
-    look = dict(fontsize=7, frameon=False, handletextpad=0.2)
+    place: dict[str, Any] = dict(loc="upper center", bbox_to_anchor=(0.5, -0.01))
+    look: dict[str, Any] = dict(fontsize=7, frameon=False, handletextpad=0.2)
     ax.legend(handles=handles, ncols=columns, **place, **look)
 
 # %% ../../nbs/figures/00_draw.ipynb #d8a00003
@@ -268,7 +268,7 @@ def draw_assignment(
     if ignored is not None and len(ignored):
         draw_truth(ax, None, ignored, ignore=[True] * len(ignored))
     middles = outlines(truths).mean(1)
-    rim = dict(edgecolor=HALO, linewidth=0.6)
+    rim: dict[str, Any] = dict(edgecolor=HALO, linewidth=0.6)
     handles = []
     for number, tint in enumerate(colors(len(names))):
         mine = np.flatnonzero((level == number) & (matched >= 0))
@@ -276,12 +276,14 @@ def draw_assignment(
         ax.add_collection(LineCollection(ties, colors=tint, linewidths=0.6, alpha=0.7))
         ax.scatter(*centers[mine].T, s=18 + 14 * number, color=tint, zorder=3, **rim)
         if len(mine):
-            dot = dict(marker="o", linestyle="", markeredgecolor=HALO)
+            dot: dict[str, Any] = dict(marker="o", linestyle="", markeredgecolor=HALO)
             text = f"{names[number]}: {len(mine)}"
             handles.append(Line2D([], [], color=tint, label=text, **dot))
     gone = matched == -2
     if gone.any():
-        cross = dict(marker="x", color=QUIET, linewidth=0.8, label=f"ignored: {gone.sum()}")
+        cross: dict[str, Any] = dict(
+            marker="x", color=QUIET, linewidth=0.8, label=f"ignored: {gone.sum()}"
+        )
         handles.append(ax.scatter(*centers[gone].T, s=14, **cross))
     if legend and handles:
         legend_below(ax, handles, min(len(handles), 5))
@@ -337,7 +339,7 @@ def contact_sheet(
     samples = list(samples)
     columns = min(columns, max(len(samples), 1))
     lines = max(-(-len(samples) // columns), 1)
-    page = dict(figsize=(side * columns, side * lines), layout="constrained")
+    page: dict[str, Any] = dict(figsize=(side * columns, side * lines), layout="constrained")
     fig, axes = plt.subplots(lines, columns, squeeze=False, **page)
     for ax in axes.flat:
         ax.axis("off")
@@ -381,7 +383,7 @@ def pr_curves(score: dict[str, Any], ax: Axes | None = None, title: str | None =
     ax = ax or new_axes(4.4, 3.2)
     names = [name for name in curves if name != "all classes"]
     for number, name in enumerate(names):
-        style = dict(color=QUIET, lw=0.6, alpha=0.6)
+        style: dict[str, Any] = dict(color=QUIET, lw=0.6, alpha=0.6)
         if number < len(PALETTE):
             label = curve_label(name, per_class.get(name) or {})
             style = dict(color=PALETTE[number], lw=1.4, label=label)
@@ -470,7 +472,7 @@ def stacked_bars(
     starts = np.zeros(len(names))
     for key, tint in tints.items():
         lengths = np.array([row.get(key, 0) for row in counts], float)
-        style = dict(color=tint, edgecolor="white", linewidth=0.5, label=key)
+        style: dict[str, Any] = dict(color=tint, edgecolor="white", linewidth=0.5, label=key)
         ax.barh(places, lengths, left=starts, **style)
         starts += lengths
     for place, end, text in zip(places, starts, texts):
@@ -561,14 +563,16 @@ def case_sheet(
     """
     heights = [1.0 if cases else 0.5 for *_, cases in rows] or [1.0]
     extent = (side * columns + 0.4, (side + 0.38) * sum(heights))
-    page = dict(figsize=extent, height_ratios=heights, squeeze=False, layout="constrained")
+    page: dict[str, Any] = dict(
+        figsize=extent, height_ratios=heights, squeeze=False, layout="constrained"
+    )
     fig, axes = plt.subplots(max(len(rows), 1), columns, **page)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[], frame_on=False)
     for line, (title, tint, cases) in zip(axes, rows):
         line[0].set_ylabel(title, fontsize=8)
         if not cases:
-            place = dict(ha="center", va="center", transform=line[0].transAxes)
+            place: dict[str, Any] = dict(ha="center", va="center", transform=line[0].transAxes)
             line[0].text(0.5, 0.5, "none", color=QUIET, fontsize=8, **place)
         for ax, case in zip(line, cases):
             draw_case(ax, case, tint)

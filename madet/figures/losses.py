@@ -11,6 +11,7 @@ __all__ = ['JUMP', 'BoxLoss', 'turned_pairs', 'draw_loss_landscape', 'draw_panel
 import math
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -21,6 +22,10 @@ from ..boxes.errors import BadInput
 from .draw import colors
 
 # %% ../../nbs/figures/04_losses.ipynb #a0b8058e
+JUMP = 1 / 12  # share of a curve's height; a larger step from one point to the next breaks the line
+BoxLoss = Callable[[Tensor, Tensor], Tensor]  # pred [P, 5], target [P, 5] -> [P]
+
+
 def turned_pairs(
     ratio: float, at: float = 30.0, side: float = 60.0, steps: int = 361
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,10 +47,6 @@ def turned_pairs(
     return turns, pred, target
 
 # %% ../../nbs/figures/04_losses.ipynb #00d92138
-JUMP = 1 / 12  # share of a curve's height; a larger step from one point to the next breaks the line
-BoxLoss = Callable[[Tensor, Tensor], Tensor]  # pred [P, 5], target [P, 5] -> [P]
-
-
 def draw_loss_landscape(
     losses: dict[str, BoxLoss],
     ratios: Sequence[float] = (1, 2, 5),
@@ -64,9 +65,9 @@ def draw_loss_landscape(
     if not losses:
         raise BadInput("a landscape needs at least one loss; give a dict of name and function")
     if axes is None:
-        page = dict(figsize=(2.9 * len(ratios) + 1, 2.5), layout="constrained")
+        page: dict[str, Any] = dict(figsize=(2.9 * len(ratios) + 1, 2.5), layout="constrained")
         _, grid = plt.subplots(1, len(ratios), sharey=True, squeeze=False, **page)
-        axes = grid[0]
+        axes = list(grid[0])
     if len(axes) != len(ratios):
         raise BadInput(f"{len(axes)} axes for {len(ratios)} ratios; give one for each")
     for ax, ratio in zip(axes, ratios):

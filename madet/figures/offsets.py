@@ -78,7 +78,7 @@ DISC = 46.0  # area of a tap whose mask is 1, in square points
 def draw_grid(ax: Axes, points: np.ndarray) -> None:
     """The regular grid `[K, 2]` as small hollow squares."""
     for tint, width in ((HALO, 1.6), (TRUTH, 0.7)):
-        style = dict(marker="s", facecolor="none", edgecolor=tint, linewidth=width)
+        style: dict[str, Any] = dict(marker="s", facecolor="none", edgecolor=tint, linewidth=width)
         ax.scatter(*points.T, s=16, zorder=2, **style)
 
 
@@ -89,7 +89,7 @@ def draw_location(
     lines = [(center, tap) for tap in taps]
     alpha = np.clip(mask, 0.12, 1)
     for width, color in ((2.2, HALO), (1.1, tint)):
-        style = dict(colors=color, linewidths=width, alpha=alpha, zorder=3)
+        style: dict[str, Any] = dict(colors=color, linewidths=width, alpha=alpha, zorder=3)
         ax.add_collection(LineCollection(lines, **style))
     ax.scatter(*taps.T, s=DISC * mask, color=tint, edgecolor=HALO, linewidth=0.6, zorder=4)
     for width, color in ((3.0, HALO), (1.4, TRUTH)):
@@ -109,16 +109,16 @@ def show_around(ax: Axes, taps: np.ndarray, shape: tuple[int, ...], room: float)
 
 def offsets_legend(ax: Axes, tints: Sequence[str], names: Sequence[str], grid: bool) -> None:
     """Colours with their names (or the meaning of a disc), the cross, and the squares where there are some."""
-    look = dict(linestyle="", markeredgecolor=HALO)
+    look: dict[str, Any] = dict(linestyle="", markeredgecolor=HALO)
     handles = []
     for tint, name in zip(tints, names):
         handles.append(Line2D([], [], color=tint, marker="o", label=name, **look))
     if not handles:
         handles = [Line2D([], [], color="#BBBBBB", marker="o", label="tap (area: gate)", **look)]
-    cross = dict(marker="+", markersize=8, markeredgewidth=1.4)
+    cross: dict[str, Any] = dict(marker="+", markersize=8, markeredgewidth=1.4)
     handles.append(Line2D([], [], color=TRUTH, label="place", **cross, **look))
     if grid:
-        square = dict(marker="s", markerfacecolor="none", markersize=4)
+        square: dict[str, Any] = dict(marker="s", markerfacecolor="none", markersize=4)
         handles.append(Line2D([], [], label="regular grid", **square, **look))
     legend_below(ax, handles, 4)
 

@@ -79,7 +79,7 @@ def draw_writing(ax: Axes, how: Any, numbers: Tensor) -> None:
 def draw_angle(ax: Axes, x: float, y: float, reach: float, angle: float) -> None:
     """The x axis, the direction at `angle` clockwise degrees, both `reach` pixels long, and an arc with an arrow."""
     dx, dy = direction(angle)
-    span = dict(theta1=min(0, angle), theta2=max(0, angle))
+    span: dict[str, Any] = dict(theta1=min(0, angle), theta2=max(0, angle))
     for tint, width in ((HALO, 3.0), (PALETTE[1], 1.6)):
         ax.plot([x, x + 1.25 * reach], [y, y], "--", color=tint, lw=width * 0.7)
         ax.plot([x, x + reach * dx], [y, y + reach * dy], color=tint, lw=width)
@@ -88,7 +88,9 @@ def draw_angle(ax: Axes, x: float, y: float, reach: float, angle: float) -> None
     before_x, before_y = direction(angle - math.copysign(14, angle))
     end = (x + radius * dx, y + radius * dy)
     start = (x + radius * before_x, y + radius * before_y)
-    arrow = dict(arrowstyle="-|>", color=PALETTE[1], ec=HALO, mutation_scale=11, lw=0.6)
+    arrow: dict[str, Any] = dict(
+        arrowstyle="-|>", color=PALETTE[1], ec=HALO, mutation_scale=11, lw=0.6
+    )
     ax.annotate("", end, start, arrowprops=arrow)
 
 

@@ -57,8 +57,7 @@ def slice_bars(
         raise BadInput(
             "bars by slice need at least one row with AP values; give the rows that a table shows"
         )
-    at = places(groups)
-    width = 0.8 / len(rows)
+    at, width = places(groups), 0.8 / len(rows)
     ax = ax or new_axes(7.2, 3)
     for i, (row, color) in enumerate(zip(rows, colors(len(rows)))):
         shift = (i - (len(rows) - 1) / 2) * width
@@ -67,7 +66,7 @@ def slice_bars(
         ax.bar([math.nan], [math.nan], color=color, label=row[label])
     name_slices(ax, groups, objects or {})
     ax.set(ylabel="AP", xlim=(-0.6, max(at.values()) + 0.6), ylim=(0, None))
-    ax.set_title(title, fontsize=9, pad=18 if title else None)
+    ax.set_title(title or "", fontsize=9, pad=18 if title else None)
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -82,7 +81,9 @@ def name_slices(ax: Axes, groups: Groups, objects: dict[str, int]) -> None:
         count = objects.get(key[3:])
         names.append(name if count is None else f"{name}\n{count} objects")
     ax.set_xticks(list(at.values()), names, fontsize=8)
-    style = dict(transform=ax.get_xaxis_transform(), ha="center", fontsize=8, color=QUIET)
+    style: dict[str, Any] = dict(
+        transform=ax.get_xaxis_transform(), ha="center", fontsize=8, color=QUIET
+    )
     for title, keys in groups.items():
         middle = sum(at[key] for key in keys) / len(keys)
         ax.text(middle, 1.02, title, **style)

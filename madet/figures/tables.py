@@ -108,13 +108,14 @@ def cell_of(row: dict[str, Any], column: Column) -> Cell:
     if is_empty(value):
         status = row.get("status")
         unfinished = status not in (None, "", "done")
-        return Cell(status if column.missing and unfinished else column.missing, missing=True)
+        text = column.missing or ""
+        return Cell(str(status) if text and unfinished else text, missing=True)
     return Cell(formatted(value, column), None if is_empty(spread) else formatted(spread, column))
 
 # %% ../../nbs/figures/01_tables.ipynb #b2aadefd
 def as_plain_text(rows: list[dict[str, Any]], columns: list[Column]) -> str:
     """The text form: padded columns under a rule, numbers to the right."""
-    table = [[column.title for column in columns]]
+    table = [[str(column.title) for column in columns]]
     for row in rows:
         table.append([cell_of(row, column).with_spread for column in columns])
     for i, column in enumerate(columns):
@@ -166,7 +167,7 @@ def markdown_cell(cell: Cell) -> str:
 
 def as_html(rows: list[dict[str, Any]], columns: list[Column]) -> str:
     """The HTML form, for notebooks and pages."""
-    head = "".join(html_cell("th", html.escape(column.title), column) for column in columns)
+    head = "".join(html_cell("th", html.escape(str(column.title)), column) for column in columns)
     body = ""
     for row in rows:
         cells = [html_cell("td", html_text(cell_of(row, column)), column) for column in columns]

@@ -28,9 +28,9 @@ from ..boxes.files import write_json
 from ..boxes.geometry import Upright
 from ..data.augment import keep_ratio
 from ..data.batches import Batches
-from ..data.split_names import canonical
 from ..data.open_folder import Dataset, OpenedFolder
 from ..data.sample import Record
+from ..data.split_names import canonical
 from ..data.splits import resolve_split
 from ..methods.names import recipe_of
 from ..training.checkpoint import preserve_rng, seed_everything

@@ -9,9 +9,10 @@ __all__ = ['Transform', 'KEYS', 'resizing', 'sized', 'views_of', 'detect', 'dete
            'postprocess_of', 'UnlabelledImages', 'detect_images', 'evaluate', 'truths_of', 'score_of']
 
 # %% ../../nbs/training/08_evaluate.ipynb #365f159d
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def detect_view(
 ) -> list[dict[str, Any]]:
     """This process's share of the detections of one view."""
     device = next(model.parameters()).device
-    share = dict(rank=rank(), world=world(), workers=workers, indices=indices)
+    share: dict[str, Any] = dict(rank=rank(), world=world(), workers=workers, indices=indices)
     batches = sequential(dataset, transform, batch, skip=True, device=device, **share)
     found = []
     for images, targets in batches:

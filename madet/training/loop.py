@@ -114,7 +114,8 @@ def microbatches(batch: Batch, count: int) -> list[tuple[Batch, float]]:
 
 def total_of(losses: Losses) -> Tensor:
     """The sum of the losses that carry a gradient, a float32 scalar. Raises TypeError where it is not float32."""
-    total = sum(value for value in losses.values() if value.requires_grad)
+    trained = [value for value in losses.values() if value.requires_grad]
+    total = sum(trained[1:], start=trained[0])
     if total.dtype != torch.float32:
         low = [name for name, value in losses.items() if value.dtype != torch.float32]
         raise TypeError(

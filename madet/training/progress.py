@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/training/progress.html.md"""
 
 # %% auto #0
 __all__ = ['DURATIONS', 'append_or_nothing', 'read_log', 'Log', 'in_words', 'peak_memory', 'as_text', 'Clock', 'Pace',
-           'TrainingProgress', 'open_board', 'add_scalars']
+           'TrainingProgress', 'open_board', 'add_scalars', 'new_bar', 'bar_text']
 
 # %% ../../nbs/training/06_progress.ipynb #411dccd3
 import json
@@ -220,8 +220,7 @@ class TrainingProgress:
             step, scored = self.begun
             self.log = Log(self.path, step, scored, say=self.say)
             if self.stream.isatty():
-                options = {"unit": "step", "dynamic_ncols": True, "file": self.stream}
-                self.bar = tqdm(total=self.steps, initial=step, **options)
+                self.bar = new_bar(self.steps, step, self.stream)
         return self
 
     def __exit__(self, *_) -> None:
@@ -241,15 +240,12 @@ class TrainingProgress:
         if not self.path:
             return
         self.log.write(line)
-        if self.board is not None:
-            add_scalars(self.board, line)
+        add_scalars(self.board, line)
         if "AP" in line:
             self.say(as_text(line, self.steps))
         elif self.bar is not None:
             self.bar.update(line["step"] - self.bar.n)
-            self.bar.set_postfix_str(
-                f"loss {line['loss']:.4g}, lr {line['lr']:.3g}, {line['peak_memory_mb']} MB"
-            )
+            self.bar.set_postfix_str(bar_text(line))
         elif self.pace.is_due(line["step"]):
             self.say(as_text(line, self.steps))
 
@@ -267,7 +263,19 @@ def open_board(folder: Path | str, step: int) -> Any:
 
 
 def add_scalars(board: Any, line: dict[str, Any]) -> None:
-    """The numbers of a log line to TensorBoard."""
+    """The numbers of a log line to TensorBoard, where there is one."""
+    if board is None:
+        return
     for name, value in line.items():
         if name != "step" and isinstance(value, (int, float)):
             board.add_scalar(name, value, line["step"])
+
+
+def new_bar(steps: int, step: int, stream: TextIO) -> tqdm:
+    """A progress bar of `steps` that begins at `step`."""
+    return tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, file=stream)
+
+
+def bar_text(line: dict[str, Any]) -> str:
+    """What stands behind the bar: loss, rate, memory."""
+    return f"loss {line['loss']:.4g}, lr {line['lr']:.3g}, {line['peak_memory_mb']} MB"

@@ -108,7 +108,7 @@ def evaluate_and_keep_best(
         scores = evaluate(state.shown)
     state.model.train()
     state.scored = state.step
-    line = {"step": state.step}
+    line: dict[str, Any] = {"step": state.step}
     for name, value in scores.items():
         if value is None or isinstance(value, (int, float)):
             line[name] = value

@@ -201,7 +201,7 @@ def run(
         recipe = resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
         plan = make_plan(recipe, batches.steps_per_epoch)
         start_or_resume(state, folder, plan, place, say)
-        about = about_run(recipe, method_options, scale, model.classes)
+        about = about_run(recipe, method_options, scale, parts["train"].classes)
         scorer = Scorer(parts, recipe)
         check = scorer.validate
         train(state, step_fn, batches, folder, plan, check, about, tensorboard, stream=stream)

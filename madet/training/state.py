@@ -38,7 +38,7 @@ class State:
     extras: dict[str, Extra] = field(
         default_factory=dict
     )  # by name, "average" for the weights' mean
-    net: nn.Module | None = None  # what a step calls: the model, or DDP around it
+    net: Any = None  # what a step calls: the model, or DDP around it
     step: int = 0  # updates made
     scored: int = 0  # the step of the latest evaluation
     best: float = float("-inf")  # best AP so far
