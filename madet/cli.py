@@ -22,6 +22,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 
+from . import __version__
 from .boxes.errors import BadInput
 from .training.former_names import FIELDS
 
@@ -125,7 +126,8 @@ def parse(arguments: list[str]) -> tuple[str, Namespace]:
             f"madet: there is no command {name!r}.{nearest(name, COMMANDS)} See madet --help."
         )
     parser = Parser(prog="madet")
-    importlib.import_module("madet.parsers").PARSERS[name](parser.add_subparsers(dest="command"))
+    parsers = importlib.import_module("madet.parsers")  # noqa: TID251
+    parsers.PARSERS[name](parser.add_subparsers(dest="command"))
     known = parser.options()
     for word in rest[: rest.index("--")] if "--" in rest else rest:
         option = word.partition("=")[0]
@@ -142,7 +144,8 @@ def parse(arguments: list[str]) -> tuple[str, Namespace]:
 
 def run(name: str, args: Namespace) -> int:
     """The exit code of a command, whose document is printed under `--json`."""
-    command = importlib.import_module("madet.commands").RUN[name]
+    commands = importlib.import_module("madet.commands")  # noqa: TID251
+    command = commands.RUN[name]
     with document(getattr(args, "json", False)) as put:
         return command(args, put)
 
@@ -206,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         print(overview(), end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"madet {importlib.import_module('madet').__version__}")
+        print(f"madet {__version__}")
         return 0
     try:
         code = run(*parse(arguments))

@@ -61,8 +61,8 @@ def _fitting_list(
     """Title and names of the first list that holds all names, else of the last list."""
     for title, known in lists.items():
         if set(names) <= set(known):
-            break
-    return title, known
+            return title, known
+    return list(lists.items())[-1]
 
 
 def _unlisted_sentence(name: str, known: tuple[str, ...], title: str) -> str:

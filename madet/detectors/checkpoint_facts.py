@@ -117,10 +117,8 @@ def tower_depth(tensors: Iterable[str], pattern: str) -> int:
 # %% ../../nbs/detectors/12_checkpoint_facts.ipynb #b100000f
 def last_match(pattern: str, config: str) -> re.Match | None:
     """The last match of a pattern in a configuration text or None: where files inherit, the later one overrides."""
-    hit = None
-    for hit in re.finditer(pattern, config):
-        pass
-    return hit
+    hits = list(re.finditer(pattern, config))
+    return hits[-1] if hits else None
 
 
 def config_flag(config: str, name: str, default: bool | None = None) -> bool | None:

@@ -105,9 +105,9 @@ def _decode(data: bytes) -> str:
     """Text by the first that works of UTF-8, the declared encoding, and UTF-8 with replacements."""
     declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)", data)
     encoding = declared[1].decode() if declared else "utf-8"
-    for encoding, errors in (("utf-8-sig", "strict"), (encoding, "replace")):
+    for tried, errors in (("utf-8-sig", "strict"), (encoding, "replace")):
         try:
-            return data.decode(encoding, errors)
+            return data.decode(tried, errors)
         except (UnicodeDecodeError, LookupError):
             continue
     return data.decode("utf-8", "replace")
