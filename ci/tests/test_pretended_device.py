@@ -23,6 +23,7 @@ from pretend_device import MixedDevices, PretendedTensor, held_by, pretended_dev
 import madet.assigners
 import madet.losses
 import madet.metrics
+from madet.assigners.max_iou import PriorPredictions
 from madet.boxes.geometry import Rotated, Upright
 from madet.boxes.priors import Priors
 from madet.data.embedded import embedded
@@ -400,10 +401,11 @@ def pairs(dim, count=7):
 
 
 def encoded_loss(name):
-    """A rotated loss with what `compare` hands to those that also want encoded boxes."""
-    return lambda pred, target: rotated.compare(
-        rotated.rotated_loss(name), pred, target, lambda: (pred / 10, target / 10)
-    )
+    """A rotated loss, with encoded boxes where it needs them."""
+    loss = rotated.rotated_loss(name)
+    if not rotated.needs_encoded(name):
+        return loss
+    return lambda pred, target: loss(pred, target, encoded=(pred / 10, target / 10))
 
 
 LOGITS = torch.randn(7, CLASSES, generator=torch.Generator().manual_seed(3)).requires_grad_()
@@ -526,27 +528,24 @@ ASSIGNERS = {
 )
 @pytest.mark.parametrize("name", ASSIGNERS)
 def test_an_assigner_there_matches_as_here(device, name, geometry, truths):
-    assign, answers = ASSIGNERS[name], []
-    parameters = inspect.signature(assign).parameters
+    assign = ASSIGNERS[name]
+    answers = []
     generator = torch.Generator().manual_seed(6)
     priors = priors_of(geometry)
-    boxes = geometry.from_upright(torch.tensor([[6.0, 6, 35, 30], [30, 12, 50, 60]]))[
-        : 2 if truths == "some" else 0
-    ]
+    boxes = geometry.from_upright(torch.tensor([[6.0, 6, 35, 30], [30, 12, 50, 60]]))
+    boxes = boxes[: 2 if truths == "some" else 0]
     ignored = geometry.from_upright(torch.tensor([[40.0, 40, 64, 64]]))
-    known = dict(
-        logits=torch.randn(len(priors), CLASSES, generator=generator),
-        labels=torch.tensor([2, 0])[: len(boxes)],
-    )
+    logits = torch.randn(len(priors), CLASSES, generator=generator)
+    labels = torch.tensor([2, 0])[: len(boxes)]
     for where in (device, torch.device("cpu")):
-        given = {key: value.to(where) for key, value in known.items() if key in parameters}
-        rule = partial(assign, ASSIGNERS["atss"]) if "assign" in parameters else assign
+        wraps = "assign" in inspect.signature(assign).parameters
+        rule = partial(assign, ASSIGNERS["atss"]) if wraps else assign
         matched = rule(
             priors.to(priors.boxes.to(where)),
             boxes.to(where),
             geometry,
             ignored=ignored.to(where),
-            **given,
+            predictions=PriorPredictions(logits.to(where), labels.to(where)),
         )
         assert matched.device.type == where.type
         answers.append(matched.cpu())

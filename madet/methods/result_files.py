@@ -113,7 +113,7 @@ def read_xml_folder(folder: Path, split: str | None = None) -> Pages:
             raise BadInput(
                 f"{path} does not exist, but the split lists it; repair the list or add the file"
             )
-        pages[name] = [Box(m.name, None, list(m.numbers), m.ignore) for m in read_voc(path).marks]
+        pages[name] = [Box(m.name, None, list(m.numbers), m.ignore) for m in read_voc(path).annotations]
     return pages
 
 

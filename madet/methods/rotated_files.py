@@ -60,19 +60,19 @@ def read_text_truth(folder: Path) -> tuple[list[dict], tuple[str, ...]]:
         if page.defects:
             first = page.defects[0]
             raise BadInput(f"{first.where}: {first.what.split(';')[0]}; {cure}")
-        for mark in page.marks:
-            if not all(map(math.isfinite, mark.numbers)):
+        for one in page.annotations:
+            if not all(map(math.isfinite, one.numbers)):
                 raise BadInput(
-                    f"{mark.where}: a coordinate of {mark.name} is not a finite number; {cure}"
+                    f"{one.where}: a coordinate of {one.name} is not a finite number; {cure}"
                 )
-    names = {mark.name for page in pages for mark in page.marks}
+    names = {one.name for page in pages for one in page.annotations}
     classes = in_published_order(tuple(sorted(names)), "dota")[0]
     truths = [
         dict(
             image_id=page.image_id,
-            boxes=[mark.numbers for mark in page.marks],
-            labels=[classes.index(mark.name) for mark in page.marks],
-            ignore=[mark.ignore for mark in page.marks],
+            boxes=[one.numbers for one in page.annotations],
+            labels=[classes.index(one.name) for one in page.annotations],
+            ignore=[one.ignore for one in page.annotations],
         )
         for page in pages
     ]
