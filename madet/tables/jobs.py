@@ -198,7 +198,7 @@ def catch_signals() -> list[tuple[int, Any]]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     return [(number, signal.signal(number, interrupted)) for number in numbers]
 
-
+# %% ../../nbs/tables/04_jobs.ipynb #e0f71083
 def drive(
     jobs: Sequence[Job],
     template: Path | str,

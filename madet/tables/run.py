@@ -121,7 +121,7 @@ def table_columns(claims: Sequence[dict], summaries: Sequence[dict] = ()) -> tup
             columns += [Column(metric, metric.replace("_", " ")) for metric in named]
     return tuple(columns)
 
-
+# %% ../../nbs/tables/06_run.ipynb #f9ea5caa
 def remark_of(one: dict) -> str:
     """What the table remarks on the row with the summary `one`: doubts about a printed figure, notes, what it lacks."""
     words = [one["note"]]
