@@ -134,7 +134,8 @@ def last_words(folder: Path | str) -> str:
     path = Path(folder) / "child.log"
     lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
     for line in reversed(lines):
-        if words := "".join(filter(str.isprintable, line)).strip():
+        words = "".join(filter(str.isprintable, line)).strip()
+        if words:
             return words[:400]
     return "no word"
 
