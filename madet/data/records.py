@@ -63,10 +63,7 @@ class DatasetBuilder:
     def _frame(
         self, labels: ImageAnnotations, stored: tuple[int, int], seen: tuple[int, int]
     ) -> tuple[int, int]:
-        """The (width, height) that boxes were drawn on.
-
-        As turned by EXIF, unless labels declare the stored size.
-        """
+        """The (width, height) that boxes were drawn on: as rotated by EXIF, unless labels declare the stored one."""
         declared = labels.size
         if declared == stored:
             return stored

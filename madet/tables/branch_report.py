@@ -1,4 +1,4 @@
-"""Draw and write what MADet's branches find in one run, and join the runs' reports as table lines.
+"""Draws and writes the scores of MADet's branches in one run, and joins several runs' reports as table lines.
 
 Docs: https://madet.github.io/madet/tables/branch_report.html.md"""
 
@@ -94,9 +94,7 @@ def draw_differences(ax: Axes, bins: list[dict]) -> None:
 
 
 def draw_ratios(axes: tuple[Axes, Axes], bins: list[dict]) -> tuple[Axes, Axes]:
-    """IoU by aspect ratio on two axes: `draw_mean_ious` and `draw_differences`; a bin below `FEWEST` objects only says
-    `n=3`.
-    """
+    """IoU by aspect ratio on two axes; a bin with fewer than `FEWEST` objects only gives their number (`n=3`)."""
     draw_mean_ious(axes[0], bins)
     draw_differences(axes[1], bins)
     for ax in axes:
@@ -115,7 +113,7 @@ def draw_ratios(axes: tuple[Axes, Axes], bins: list[dict]) -> tuple[Axes, Axes]:
 def furthest(
     objects: list[dict], geometry: Upright | Rotated, count: int = 5
 ) -> list[dict[str, Any]]:
-    """The objects whose two boxes overlap each other least, at most one an image."""
+    """The `count` objects whose two boxes have the lowest IoU with each other, at most one an image."""
     both = found_by_both(objects)
     overlaps = [
         float(geometry.iou_paired(one["anchor"][None], one["point"][None])[0]) for one in both
@@ -136,7 +134,7 @@ def draw_object(ax: Axes, one: dict, image: Tensor) -> None:
 
 # %% ../../nbs/tables/09_branch_report.ipynb #23f64c4e
 def slice_rows(report: dict) -> list[dict[str, Any]]:
-    """The AP of each way to answer as rows of `slice_bars`; a slice below `FEWEST` objects has none."""
+    """The AP of each branch and of both as rows for `slice_bars`; None in a slice with fewer than `FEWEST` objects."""
     rare = {f"AP_{name}" for name, count in report["slice_objects"].items() if count < FEWEST}
     rows = []
     for name, one in report["AP"].items():
@@ -174,13 +172,12 @@ def branch_report(
     device: str = "",
     most: int = 1000,
 ) -> list[Path]:
-    """Write `branches.json`, `branches.png` and `offsets.png` for a run folder or weights file, and give the paths of
-    the pictures.
+    """Write `branches.json`, `branches.png`, `offsets.png` for a run folder or weights file; gives the pictures' paths.
 
-    `out`: where to, by default the run's folder; `dataset`: by default the recipe's test set, at most `most` images
-    of it at even distances; `device`: by default a GPU where there is one, at thimble the CPU. A detector without
-    two branches gets no report but one sentence, and `offsets.png` if its head samples at learned places. Does
-    nothing where the report is there already. Raises BadInput as `detector_from` does.
+    `out`: where to write, by default the run's folder; `dataset`: by default the recipe's test set, of which at most
+    `most` evenly spaced images are used; `device`: by default a GPU where there is one, at thimble the CPU.
+    A detector without two branches gets no report, only a printed sentence and, where its head samples at learned
+    places, `offsets.png`. Does nothing where the report is up to date. Raises BadInput as `detector_from` does.
     """
     path = weights_file(run)
     out = Path(out or path.parent)
@@ -221,7 +218,7 @@ def is_fresh(report: Path, weights: Path) -> bool:
 def compare(
     model: nn.Module, recipe: Recipe, dataset: Dataset, indices: list[int]
 ) -> tuple[dict[str, Any], list[dict]]:
-    """(what `branches.json` says of the scores, the `matched_objects`) on the images `indices`."""
+    """(the scores for `branches.json`, the `matched_objects`) on the images `indices` of a data set."""
     views = views_of(recipe)
     found = by_branch(model, dataset, views, 8 if len(views) == 1 else 1, indices)
     seen = {one["image_id"] for one in found["both"]}
@@ -251,19 +248,20 @@ def compare(
 
 # %% ../../nbs/tables/09_branch_report.ipynb #3e1af8d6
 def branch_lines(reports: list[dict | Path | str]) -> list[dict[str, Any]]:
-    """Lines for a table, three (anchor, point, both) for each of the `branches.json` documents or their paths, by row
-    and seed.
+    """Table lines, three (anchor, point, both) for each `branches.json` (document or path), ordered by row and seed.
 
     Columns: row, scale, seed, status, branch, AP and slices as fractions, and by lower end of the bins
     `objects_1.25`, `iou_1.25`, `wins_1.25`, `difference_1.25` and so on.
     """
     documents = [read_json(one) if isinstance(one, (str, Path)) else one for one in reports]
-    lines = [branch_line(document, name) for document in documents for name in WAYS]
+    lines = []
+    for document in documents:
+        lines += [branch_line(document, name) for name in WAYS]
     return sorted(lines, key=lambda line: (line["row"], line["seed"]))
 
 
 def branch_line(report: dict, name: str) -> dict[str, Any]:
-    """The line of one way to answer, numbers with six decimals."""
+    """The line of one branch, or of both, from a report; numbers with six decimals."""
     row = re.sub(r"-s\d+-[0-9a-f]{8}$", "", report["run"]) or report["method"]
     line = dict(row=row, scale=report["scale"], seed=report["seed"], status="done", branch=name)
     line |= {key: report["AP"][name].get(key) for key in METRICS}
@@ -280,8 +278,10 @@ def write_branches(reports: list[dict | Path | str], out: Path | str) -> list[di
     """Write `branch_lines` to the CSV file `out`, as a whole or not at all; gives the lines."""
     lines = branch_lines(reports)
     text = io.StringIO()
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    columns: dict[str, None] = {}
+    for line in lines:
+        columns |= dict.fromkeys(line)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     with replacing(out) as file:

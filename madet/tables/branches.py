@@ -1,4 +1,4 @@
-"""What MADet's anchor-based and anchor-free branch find alone and together, and whose boxes fit better.
+"""Compares what MADet's anchor-based and anchor-free branches detect, alone and together, by object shape.
 
 Docs: https://madet.github.io/madet/tables/branches.html.md"""
 
@@ -25,23 +25,23 @@ from ..metrics.coco import coco_json, coco_score
 from ..metrics.slices import aspect_ratios, slice_numbers, slice_scores
 from .grid import METRICS
 from .verdicts import confidence_interval
-from ..training.evaluate import detect
+from ..training.evaluate import Transform, detect
 
 # %% ../../nbs/tables/08_branches.ipynb #13cffa40
-WAYS = {"anchor": (0,), "point": (1,), "both": (0, 1)}  # which branches answer: head.use
+WAYS = {"anchor": (0,), "point": (1,), "both": (0, 1)}  # which branches predict: head.use
 NAMES = {"anchor": "anchor-based", "point": "anchor-free", "both": "both"}
 TINTS = dict(zip(WAYS, PALETTE))
 
 
 def two_branches(model: nn.Module) -> bool:
-    """Whether a detector answers at every location once from an anchor and once from a point, as MADet does."""
+    """Whether a detector predicts one box from an anchor and one from a point at every location, as MADet does."""
     branches = getattr(getattr(model, "head", None), "branches", ())
     return [type(coder) for coder in branches] == [DeltaCoder, DistanceCoder]
 
 
 @contextmanager
 def using(head: nn.Module, branches: tuple[int, ...]) -> Iterator[nn.Module]:
-    """A block in which `head` answers from `branches` (indices) only."""
+    """A block in which `head` predicts with `branches` (indices) only."""
     before = head.use
     head.use = tuple(branches)
     try:
@@ -51,11 +51,13 @@ def using(head: nn.Module, branches: tuple[int, ...]) -> Iterator[nn.Module]:
 
 
 def by_branch(
-    model: nn.Module, dataset: Dataset, transform, batch: int = 8, indices: list[int] | None = None
+    model: nn.Module,
+    dataset: Dataset,
+    transform: Transform,
+    batch: int = 8,
+    indices: list[int] | None = None,
 ) -> dict[str, list[dict]]:
-    """Detections as of `madet.training.evaluate.detect` by {anchor, point, both}; the images come in the same order in
-    all of them.
-    """
+    """{anchor, point, both: detections as of `madet.training.evaluate.detect`}, images in one order in all three."""
     found = {}
     for name, branches in WAYS.items():
         with using(model.head, branches):
@@ -66,9 +68,7 @@ def by_branch(
 def scores_of(
     truths: list[dict], found: dict[str, list[dict]], dataset: Dataset
 ) -> dict[str, dict[str, float | None]]:
-    """AP over everything and in slices, as in `metrics.json`, of every way to answer: {name: {AP, AP50, ...,
-    AP_elongated, ...}}.
-    """
+    """AP overall and in slices, as in `metrics.json`: {anchor, point, both: {AP, AP50, ..., AP_elongated, ...}}."""
     out = {}
     for name, results in found.items():
         score = coco_json(coco_score(truths, results, dataset.classes))
@@ -86,11 +86,10 @@ def boxes_of(
     geometry: Upright | Rotated,
     least: float = FOUND,
 ) -> Tensor:
-    """The detection that each object gets, int64 `[G]`: its index in `result` (-1: none), by falling score and as COCO
-    matches.
+    """The detection matched to each object, int64 `[G]`: an index into `result`, or -1; by falling score, as COCO does.
 
     `result`: boxes `[D, dim]`, scores `[D]`, labels `[D]`; `truth`: boxes `[G, dim]`, labels `[G]`, ignore `[G]`.
-    Ignored objects get none.
+    Ignored objects are matched to none.
     """
     overlaps = geometry.iou(truth["boxes"].float(), result["boxes"])  # [G, D]
     same_class = truth["labels"][:, None] == result["labels"]
@@ -106,13 +105,15 @@ def boxes_of(
 def matched_objects(
     truths: list[dict], found: dict[str, list[dict]], geometry: Upright | Rotated
 ) -> list[dict[str, Any]]:
-    """Every counted object as a dict of image_id, box `[dim]`, ratio (long side over short side), and what each branch
-    made of it.
+    """Every object that is not ignored as a dict, with the box that each branch found for it.
 
-    That is, for `anchor` and `point`, the box found (None: missed) and `anchor_iou`, `point_iou`. `truths`: dicts
-    of image_id, boxes, labels, ignore; `found`: as of `by_branch`.
+    Keys: image_id, box `[dim]`, ratio (long side over short side), `anchor` and `point` (the box found; None: missed)
+    and their IoU with the object, `anchor_iou` and `point_iou`.
+    `truths`: dicts of image_id, boxes, labels, ignore; `found`: as of `by_branch`.
     """
-    by_id = {name: {one["image_id"]: one for one in found[name]} for name in ("anchor", "point")}
+    by_id = {}
+    for name in ("anchor", "point"):
+        by_id[name] = {one["image_id"]: one for one in found[name]}
     out = []
     for truth in truths:
         results = {name: some.get(truth["image_id"]) for name, some in by_id.items()}
@@ -157,12 +158,11 @@ EDGES = (1.0, 1.25, 1.5, 2.0, 3.0)  # lower ends of the bins of aspect ratio; th
 
 
 def by_ratio(objects: list[dict]) -> list[dict[str, Any]]:
-    """One dict for each bin of `EDGES`: low, high (None: open), objects that both found, and where there are any their
-    IoUs.
+    """One dict for each bin of `EDGES`, over the objects that both branches found.
 
-    These are `anchor` and `point` (mean IoU) with `_quartiles`, `difference` (anchor minus point), `low_end`,
-    `high_end` of its interval (None below two objects), and `anchor_wins`, `point_wins` (share of objects, ties to
-    nobody).
+    Keys: `low`, `high` (None: open) and `objects`. Where there are objects also `anchor` and `point` (mean IoU),
+    `anchor_quartiles` and `point_quartiles`, `difference` (anchor minus point), `low_end` and `high_end` of its
+    interval (None below two objects), `anchor_wins` and `point_wins` (share of objects, ties count for neither).
     """
     both = found_by_both(objects)
     bins = []

@@ -138,7 +138,7 @@ def hours_in_words(hours: float) -> str:
     days = f" ({hours / 24:.0f} days)" if hours > 48 else ""
     return f"{hours:.0f} hours{days}"
 
-
+# %% ../../nbs/tables/05_cost.ipynb #98b2c141
 def say_estimate(bills: Sequence[Mapping[str, Any]], slots: int, out: Path | str) -> list[str]:
     """The estimate as lines: a table with one line a row, the total, and what a machine without GPU should be told."""
     total = sum_up(bills, slots)

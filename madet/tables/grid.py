@@ -91,7 +91,7 @@ FIXED = (
     "note",
 )
 
-
+# %% ../../nbs/tables/00_grid.ipynb #9e18b207
 @dataclass(frozen=True)
 class Row:
     """One row of a paper's tables; figures are fractions, None where the paper prints none."""
@@ -116,7 +116,7 @@ class Row:
         """What this row sets at `scale`, as recipe fields (without the method)."""
         return self.settings | self.at.get(scale, {})
 
-
+# %% ../../nbs/tables/00_grid.ipynb #5f21a647
 def split_settings(cells: dict[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """Cells {column: text} parted into those for every scale and {scale: those for it}.
 

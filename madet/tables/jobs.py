@@ -134,7 +134,8 @@ def last_words(folder: Path | str) -> str:
     path = Path(folder) / "child.log"
     lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
     for line in reversed(lines):
-        if words := "".join(filter(str.isprintable, line)).strip():
+        words = "".join(filter(str.isprintable, line)).strip()
+        if words:
             return words[:400]
     return "no word"
 
@@ -198,7 +199,7 @@ def catch_signals() -> list[tuple[int, Any]]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     return [(number, signal.signal(number, interrupted)) for number in numbers]
 
-
+# %% ../../nbs/tables/04_jobs.ipynb #e0f71083
 def drive(
     jobs: Sequence[Job],
     template: Path | str,

@@ -70,7 +70,7 @@ def open_checked(recipe: Recipe) -> tuple[Parts, list[str]]:
         refuse_broken(opened.root, split, part, len(resolve_split(opened.parts, split)[0]))
     return parts, data_sentences(parts)
 
-
+# %% ../../nbs/tables/10_measure.ipynb #4f0986e3
 def refuse_missing(opened: OpenedFolder) -> None:
     """Raise BadInput where an opened folder has no part of its own to score on."""
     have = {}
@@ -97,7 +97,7 @@ def refuse_broken(root: Path, split: str, part: Dataset, listed: int) -> None:
         "madet data check lists all."
     )
 
-
+# %% ../../nbs/tables/10_measure.ipynb #70ed0c84
 def data_sentences(parts: Parts) -> list[str]:
     """What one wants to know of the parts before a long run: how they were found, counts, classes, defects."""
     said = describe_data(parts)
@@ -204,7 +204,7 @@ def largest_size(recipe: Recipe, record: Record) -> tuple[Recipe, float]:
     only = replace(recipe, train_sizes=f"{long}x{short}" if short else str(long))
     return only, sum(counts) / len(counts) / max(counts)
 
-
+# %% ../../nbs/tables/10_measure.ipynb #b9f7b61e
 def few_images(
     recipe: Recipe, state: State, part: Dataset, scale: str, plan: Plan, device: torch.device
 ) -> tuple[list[dict[str, float]], float]:
@@ -376,7 +376,7 @@ def kind_of(params: Mapping[str, Any]) -> str:
     costly = {name: str(params[name]) for name in sorted(params) if name not in NO_COST}
     return json.dumps(costly)
 
-
+# %% ../../nbs/tables/10_measure.ipynb #03b763bf
 def measure_rows(
     rows: Mapping[str, Mapping[str, Any]], scale: str, say: Callable[[str], None] = print
 ) -> dict[str, Any]:

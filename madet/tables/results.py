@@ -46,7 +46,7 @@ COLUMNS = (
 )
 PACKAGES = ("madet", "torch", "torchvision", "python")
 
-
+# %% ../../nbs/tables/01_results.ipynb #0acf87df
 def first_given(*values: Any) -> Any:
     """The first value that is neither None nor "", or ""."""
     for value in values:
@@ -145,7 +145,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None
     squares = math.fsum((value - mean) ** 2 for value in values)
     return mean, math.sqrt(squares / (len(values) - 1))
 
-
+# %% ../../nbs/tables/01_results.ipynb #9207e9f3
 def status_of(done: list[dict], lines: list[dict], reason: str) -> str:
     """`done`, `failed: why`, `not implemented` or `not run`."""
     if done:

@@ -68,8 +68,9 @@ def plan(
 ) -> tuple[list[Job], dict[str, str]]:
     """(jobs, {row: why it cannot run}) of the rows to run at `scale`.
 
-    These are the rows named by `only`, else those that the grid lists for the scale. `options`: recipe fields that win
-    over the grid's. Raises BadInput where a recipe is wrong, so that nothing starts.
+    These are the rows named by `only`, else those that the grid lists for the scale.
+    `options`: recipe fields that win over the grid's.
+    Raises BadInput where a recipe is wrong, so that nothing starts.
     """
     reasons = cannot_run(rows, scale)
     wanted = choose(rows, only) if only else [row for row in rows if scale in row.scales]
@@ -102,8 +103,11 @@ TABLE = (
 
 
 def printed_columns(summaries: Sequence[dict]) -> list[Column]:
-    """Columns of what the paper printed: AP alone, or each of AP50, AP75 and AP that some row has, and on which set."""
-    keys = [key for key in PRINTED if any(one.get(key) is not None for one in summaries)]
+    """Columns for the paper's figures: AP alone, or each of AP50, AP75 and AP that some row has, and their data set."""
+    keys = []
+    for key in PRINTED:
+        if any(one.get(key) is not None for one in summaries):
+            keys.append(key)
     if keys in ([], ["paper_AP"]):
         return [PAPER]
     columns = [Column(key, key.replace("_", " "), missing="", decimals=2) for key in keys]
@@ -121,7 +125,7 @@ def table_columns(claims: Sequence[dict], summaries: Sequence[dict] = ()) -> tup
             columns += [Column(metric, metric.replace("_", " ")) for metric in named]
     return tuple(columns)
 
-
+# %% ../../nbs/tables/06_run.ipynb #f9ea5caa
 def remark_of(one: dict) -> str:
     """What the table remarks on the row with the summary `one`: doubts about a printed figure, notes, what it lacks."""
     words = [one["note"]]
@@ -173,16 +177,18 @@ def write_table(
     columns = table_columns(claims, summaries)
     listed = "".join(f"* {sentence}\n" for sentence in sentences)
     items = "".join(f"<li>{html.escape(sentence, quote=False)}</li>" for sentence in sentences)
+    head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    body = f"<p>{about}</p><ul>{items}</ul>"
     texts = {
         "md": f"# {title}\n\n{render(summaries, columns, 'markdown')}\n{about}\n\n{listed}",
-        "html": f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1>{render(summaries, columns, 'html')}<p>{about}</p><ul>{items}</ul>",
+        "html": f"{head}<h1>{title}</h1>{render(summaries, columns, 'html')}{body}",
         "csv": render(summaries, None, "csv"),
     }
     paths = []
     for ending, text in texts.items():
-        paths.append(Path(folder) / f"table-{scale}.{ending}")
-        paths[-1].write_text(text, encoding="utf-8")
+        path = Path(folder) / f"table-{scale}.{ending}"
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
     return paths
 
 # %% ../../nbs/tables/06_run.ipynb #f135fb5b
@@ -220,8 +226,8 @@ def look_ahead(
 ) -> tuple[dict, str]:
     """(what the jobs that are not done will cost, why they cannot start or ""), at full only; the cost is also printed.
 
-    A few steps are measured in a process of its own; `keep`: leave the estimate beside each run. Raises BadInput
-    where the data have a part missing or a recipe cannot be built.
+    A few steps are measured in a process of their own; `keep`: leave the estimate beside each run.
+    Raises BadInput where the data have a part missing or a recipe cannot be built.
     """
     todo = [job for job in jobs if job.state != "done"]
     if scale != "full" or not todo:
@@ -253,8 +259,9 @@ def execute(scale: str, jobs: list[Job], jobs_at_once: int | None, paper: str, o
         screen.end(job, ok)
         append_row(results, result_line(job, job.row))
 
+    common = {"paper": paper}
     return drive(
-        todo, run_template(), slots, threads, devices, on_end, screen.look, common={"paper": paper}
+        todo, run_template(), slots, threads, devices, on_end, on_look=screen.look, common=common
     )
 
 # %% ../../nbs/tables/06_run.ipynb #82a69e5b
@@ -290,9 +297,9 @@ def run_table(
 ) -> tuple[dict, int]:
     """Run the rows of a grid that are not done, print the table, and give it with the number of failed runs.
 
-    `options`: recipe fields that win over the grid's; `only`: names of rows, with wildcards; `seeds`: see
-    `seed_list`; `out`: the folder of runs, results and table; `dry_run`: only say what would run. Raises BadInput
-    where an option, the grid or the data are wrong, KeyboardInterrupt once running rows are saved.
+    `options`: recipe fields that win over the grid's; `only`: names of rows, with wildcards;
+    `seeds`: see `seed_list`; `out`: the folder of runs, results and table; `dry_run`: only say what would run.
+    Raises BadInput where an option, the grid or the data are wrong, KeyboardInterrupt once running rows are saved.
     """
     folder = paper_folder(paper)
     if jobs_at_once is not None and jobs_at_once < 1:

@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 
-# %% ../../nbs/tables/07_run_notebook.ipynb #f11e1005
 from ..boxes.errors import BadInput
 from ..boxes.files import replacing
 from ..figures.tables import Table

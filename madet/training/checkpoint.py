@@ -18,14 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# %% ../../nbs/training/03_checkpoint.ipynb #c0584121
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_as_bytes
 from torch import Tensor, nn
 
-# %% ../../nbs/training/03_checkpoint.ipynb #1c88321e
 from ..boxes.errors import BadInput
 from ..boxes.files import replacing
 from ..nets.weights import load_all, read_weights
