@@ -186,6 +186,7 @@ class MAHead(_DenseNetwork, _DenseTargets):
     "A dense head with K branches that share features and positives and weight each other's losses."
 
     centerness_in = "box"
+    loss_config: MADetLossConfig
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ import importlib.util
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -413,7 +414,7 @@ def score_dicts(
     use_cats: bool = True,
     backend: str = "auto",
     ious: Sequence[float] = IOUS,
-    where: tuple[str, str] = ("truth", "results"),
+    where: tuple[Path | str, Path | str] = ("truth", "results"),
 ) -> Item:
     """Score a result list (or a COCO dictionary whose annotations carry `score`) against a truth.
 

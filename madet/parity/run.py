@@ -102,12 +102,12 @@ def results_on(device: str, folder: Path | str, only: Sequence[str]) -> Iterator
 
     What is compared exactly stays so.
     """
-    device = pick_device(device)
-    if device.type == "cpu":
+    place = pick_device(device)
+    if place.type == "cpu":
         yield from run_folder(folder, HANDLERS, only)
         return
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.set_default_device(device)
+    torch.set_default_device(place)
     try:
         for result in run_folder(folder, HANDLERS, only):
             for check in result.checks:

@@ -131,7 +131,9 @@ def merged(
         images.setdefault(one["image_id"], []).append(one)
     found = []
     for name, some in images.items():
-        candidates = {key: torch.cat([one[key] for one in some]) for key in KEYS}
+        candidates = {}
+        for key in KEYS:
+            candidates[key] = torch.cat([one[key] for one in some])
         kept = suppress_candidates(candidates, geometry, postprocess)
         found.append({"image_id": name} | kept)
     return found
@@ -170,8 +172,9 @@ class UnlabelledImages:
     def load(self, index: int) -> Sample:
         """The sample of an image."""
         image = self.images[index]
-        size = tuple(image.shape[-2:])
-        return Sample(image, Objects.none(self.geometry.dim), torch.eye(3), index, size)
+        height, width = image.shape[-2:]
+        none = Objects.none(self.geometry.dim)
+        return Sample(image, none, torch.eye(3), index, (height, width))
 
 
 def detect_images(
