@@ -116,7 +116,8 @@ def _target(sample: Sample, masks: bool) -> Target:
         "size": tuple(sample.size),
     }
     if masks:
-        target["masks"] = view_masks(objects, tuple(sample.image.shape[-2:]))
+        height, width = sample.image.shape[-2:]
+        target["masks"] = view_masks(objects, (height, width))
     return target
 
 

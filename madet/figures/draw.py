@@ -660,8 +660,9 @@ def annotate(
     tints = label_colors(labels, count)
     hidden = per_box(ignore, count, False)
     values = per_box(scores, count, 1.0)
+    finite = np.isfinite(corners).all((1, 2))
     for i in sorted(range(count), key=lambda i: values[i]):
-        if values[i] < threshold or not np.isfinite(corners[i]).all():
+        if values[i] < threshold or not finite[i]:
             continue
         quad = closed(corners[i])
         if hidden[i]:

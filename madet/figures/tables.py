@@ -323,7 +323,7 @@ def append_row(path: Path | str, row: dict) -> None:
         keys = list(LEADING)
         for one in rows:
             keys += [key for key in one if key not in keys]
-        filled = [dict.fromkeys(keys) | one for one in rows]
+        filled: list[dict[str, Any]] = [dict.fromkeys(keys) | one for one in rows]
         text = _csv(filled, [Column(key) for key in keys])
         with replacing(path) as file:
             file.write(text.encode())

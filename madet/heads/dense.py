@@ -129,7 +129,7 @@ class _DenseNetwork(nn.Module):
         "Keep the box convolutions under the names that saved weights have."
         raise NotImplementedError
 
-    def _box_convs(self) -> list[nn.Conv2d]:
+    def _box_convs(self) -> list[nn.Module]:
         "The box convolutions, one a branch."
         raise NotImplementedError
 
@@ -347,7 +347,7 @@ class DenseHead(_DenseNetwork, _DenseTargets):
     def _set_box_convs(self, convs: list[nn.Conv2d]) -> None:
         (self.box_out,) = convs
 
-    def _box_convs(self) -> list[nn.Conv2d]:
+    def _box_convs(self) -> list[nn.Module]:
         return [self.box_out]
 
     def forward(self, features: list[Tensor]) -> Predictions:

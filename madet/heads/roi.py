@@ -180,7 +180,8 @@ class RoIHead(_RoILayers):
     def losses(self, features: Maps, proposals: Maps, targets: list[dict]) -> dict[str, Tensor]:
         "loss_cls and loss_bbox, scalars; `targets` are dicts with boxes, labels and maybe ignore."
         drawn = self.samples(proposals, targets)
-        return self.sample_losses(*self(features, [s.rois for s in drawn]), drawn)
+        logits, raw = self(features, [s.rois for s in drawn])
+        return self.sample_losses(logits, raw, drawn)
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)

@@ -41,8 +41,8 @@ def score_coco_files(
         iou_type,
         tuple(max_detections or (1, 10, 100)),
         not class_agnostic,
+        ious=(iou,) if iou else coco.IOUS,
         where=(truth, results),
-        **(dict(ious=(iou,)) if iou else {}),
     )
     known = {category["id"] for category in whole["categories"]}
     entries = found["annotations"] if isinstance(found, dict) else found

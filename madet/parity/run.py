@@ -55,9 +55,10 @@ def line(result: Result) -> str:
     name = f"{result.case or '(no case)':28s}"
     if result.missing:
         return f"??     {name} no handler knows this case"
-    if why := problem(result):
-        return f"FAILED {name} {why}"
+    why = problem(result)
     worst = result.worst
+    if why or worst is None:
+        return f"FAILED {name} {why}"
     failed = sum(not check.ok for check in result.checks)
     text = (
         f"{len(result.checks):4d} arrays; {worst.name} error {worst.error:.1e}, "

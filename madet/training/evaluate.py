@@ -191,8 +191,10 @@ def detect_images(
     """
     data = UnlabelledImages(images, getattr(model, "boxes", Upright()))
     found = detect(model, data, transform, batch)
-    in_order = sorted(found, key=lambda one: one["image_id"])
-    return [{key: one[key] for key in KEYS} for one in in_order]
+    answers = []
+    for one in sorted(found, key=lambda one: one["image_id"]):
+        answers.append({key: one[key] for key in KEYS})
+    return answers
 
 # %% ../../nbs/training/08_evaluate.ipynb #10c54361
 def evaluate(
