@@ -10,6 +10,7 @@ __all__ = ['DeltaCoder', 'angle_defaults', 'DistanceCoder']
 # %% ../../nbs/boxes/04_coders.ipynb #ce1b7903
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ def _decode_angle(
     return turn, sizes
 
 
-def angle_defaults(boxes: Upright | Rotated) -> dict[str, bool | float]:
+def angle_defaults(boxes: Upright | Rotated) -> dict[str, Any]:
     """How the published one-stage detectors regress angles, as arguments of `DeltaCoder`.
 
     oc: as they stand; le90: the smaller angle, swapping sides; le135: in units of pi; the last two

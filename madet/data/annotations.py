@@ -41,7 +41,7 @@ class ImageAnnotations:
     key: str  # the image's file name, or its stem where labels name no file
     where: str  # the label file (and key)
     annotations: list[Annotation] = field(default_factory=list)
-    size: tuple[int, int] | None = None  # (width, height) as declared
+    size: tuple[float, float] | None = None  # (width, height) as declared
     image_id: int | str | None = None
     # what could not even be read as an annotation
     defects: list[Defect] = field(default_factory=list)

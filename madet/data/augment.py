@@ -64,7 +64,8 @@ Operation = Callable[[Sample, torch.Generator, Upright | Rotated], Sample]
 def keep_ratio(size: tuple[int, int], long: float, short: float) -> tuple[int, int]:
     """The largest (height, width) of the same shape with sides within `long` and `short`, rounded half up."""
     scale = min(long / max(size), short / min(size))
-    return tuple(max(1, int(side * scale + 0.5)) for side in size)
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Resize:
     def __call__(
         self, sample: Sample, generator: torch.Generator, geometry: Upright | Rotated
     ) -> Sample:
-        size = tuple(sample.image.shape[-2:])
+        height, width = sample.image.shape[-2:]
+        size = (height, width)
         new = keep_ratio(size, self.long, self.short)
         return sample if new == size else warp_objects(sample, *resize(sample.image, new), geometry)
 
@@ -127,7 +129,8 @@ class ScaleJitter:
         self, sample: Sample, generator: torch.Generator, geometry: Upright | Rotated
     ) -> Sample:
         factor = _uniform(generator, self.low, self.high)
-        size = tuple(sample.image.shape[-2:])
+        height, width = sample.image.shape[-2:]
+        size = (height, width)
         new = keep_ratio(size, self.long * factor, self.short * factor)
         return warp_objects(sample, *resize(sample.image, new), geometry)
 
@@ -233,7 +236,8 @@ class RandomRotate:
         return self.angles[which % len(self.angles)]
 
     def _rotated(self, sample: Sample, degrees: float, geometry: Upright | Rotated) -> Sample:
-        size = tuple(sample.image.shape[-2:])
+        height, width = sample.image.shape[-2:]
+        size = (height, width)
         matrix = rotation(degrees, size)
         if self.grow:
             matrix, size = enlarged(matrix, size)

@@ -65,17 +65,18 @@ def _full_batches(tall: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.nda
     return full, np.concatenate(left)
 
 # %% ../../nbs/data/22_batches.ipynb #68c499da
-def _index_array(dataset: Dataset, indices: Sequence[int] | None, purpose: str) -> np.ndarray:
+def _index_array(
+    dataset: Dataset, indices: Sequence[int] | np.ndarray | None, purpose: str
+) -> np.ndarray:
     """Indices in use, int64 `[N]`; raises `BadInput` where there are none."""
-    if indices is None:
-        indices = np.arange(len(dataset))
-    indices = np.asarray(indices, dtype=np.int64).reshape(-1)
-    if not len(indices):
+    every = np.arange(len(dataset)) if indices is None else indices
+    chosen = np.asarray(every, dtype=np.int64).reshape(-1)
+    if not len(chosen):
         raise BadInput(
             f"{name_of(dataset)} holds no image to {purpose}; "
             "check the folder and the split's list of names."
         )
-    return indices
+    return chosen
 
 
 def _shapes(dataset: Dataset, indices: np.ndarray) -> list[tuple[int, int]]:
@@ -116,7 +117,7 @@ class BatchOrder:
         self.seed = seed
         self.rank = rank
         self.world = world
-        self._table = (None, None)
+        self._table: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,7 +131,7 @@ class BatchOrder:
     def draws(self, step: int) -> list[tuple[int, int, int]]:
         """(epoch, place among the indices, repeat) of all images of a step, over all processes."""
         epoch, row = divmod(step, self.steps_per_epoch)
-        if self._table[0] != epoch:
+        if self._table is None or self._table[0] != epoch:
             self._table = epoch, epoch_table(self.tall, self.batch_size, self.seed, epoch)
         places, repeats = self._table[1]
         rows = zip(places[row].tolist(), repeats[row].tolist())
@@ -172,21 +173,21 @@ class Batches(BatchOrder):
         world: int = 1,
         workers: int = 0,
         prefetch: int = 2,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         masks: bool = False,
         skip: bool = False,
         tell: Callable[[str], None] = print_to_stderr,
     ):
-        indices = _index_array(dataset, indices, "train on")
-        tall = _is_tall(dataset, indices) if group_by_aspect else np.zeros(len(indices), bool)
-        super().__init__(indices, tall, batch_size, seed, rank, world)
+        chosen = _index_array(dataset, indices, "train on")
+        tall = _is_tall(dataset, chosen) if group_by_aspect else np.zeros(len(chosen), bool)
+        super().__init__(chosen, tall, batch_size, seed, rank, world)
         on_bad = "replace" if skip else "raise"
-        self.source = TransformedDataset(dataset, transform, seed, indices, masks, on_bad)
+        self.source = TransformedDataset(dataset, transform, seed, chosen, masks, on_bad)
         self.dataset = dataset
         self.workers = workers
         self.prefetch = prefetch
         self.tell = tell
-        self.said = _repeats_sentence(dataset, len(indices), batch_size)
+        self.said = _repeats_sentence(dataset, len(chosen), batch_size)
         self._told: set[int] = set()
 
     def stream(
@@ -235,7 +236,7 @@ def sequential(
     world: int = 1,
     workers: int = 0,
     prefetch: int = 2,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     masks: bool = False,
     skip: bool = False,
     device: torch.device | str = "cpu",
@@ -246,13 +247,13 @@ def sequential(
     Rank `r` of `world` takes every `world`-th batch. Raises `BadInput` where there is no image,
     or (without `skip`) one that cannot be read.
     """
-    indices = _index_array(dataset, indices, "score")
-    order = _by_shape(_shapes(dataset, indices))
+    chosen = _index_array(dataset, indices, "score")
+    order = _by_shape(_shapes(dataset, chosen))
     cuts = [order[start : start + batch] for start in range(0, len(order), batch)]
     requests = []
     for cut in cuts[rank::world]:
         requests.append([(0, place, 0) for place in cut])
-    source = TransformedDataset(dataset, transform, 0, indices, masks, "leave" if skip else "raise")
+    source = TransformedDataset(dataset, transform, 0, chosen, masks, "leave" if skip else "raise")
     workers = min(workers, len(requests))
     return load_batches(source, requests, workers, prefetch, device, set(), tell)
 

@@ -12,7 +12,7 @@ __all__ = ['LABELS', 'PICTURES', 'FORMATS', 'voc_xml', 'rolabel_xml', 'dior_xml'
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -52,7 +52,11 @@ def _enclosing_boxes(record: Record) -> list[list[float]]:
     """`xyxy` of every object, with four decimals."""
     boxes = record.objects.boxes
     upright = _geometry(boxes).enclosing_upright(boxes).tolist()
-    return [[round(x, 4) for x in box] for box in upright]
+    return [_rounded(box) for box in upright]
+
+
+def _rounded(numbers: Iterable[float]) -> list[float]:
+    return [round(float(x), 4) for x in numbers]
 
 
 def _rotated_box(record: Record, i: int) -> list[float]:
@@ -196,7 +200,7 @@ def dota_text(record: Record, classes: tuple[str, ...]) -> str:
     return "".join(lines)
 
 # %% ../../nbs/data/10_export.ipynb #53104178
-def coco_dict(records: list[Record], classes: tuple[str, ...], names: list[str]) -> dict:
+def coco_dict(records: Sequence[Record], classes: tuple[str, ...], names: list[str]) -> dict:
     """A split as a COCO dictionary: ids from 1, outlines kept, an ignored object is a crowd."""
     images, annotations = [], []
     for image_id, (record, name) in enumerate(zip(records, names), 1):
@@ -240,7 +244,7 @@ def _plain_outline(outline: list | dict | None) -> list | dict:
         counts = counts.decode() if isinstance(counts, bytes) else counts
         return {"size": list(outline["size"]), "counts": counts}
     parts = [np.asarray(part).ravel() for part in outline]
-    return [[round(float(x), 4) for x in part] for part in parts]
+    return [_rounded(part) for part in parts]
 
 # %% ../../nbs/data/10_export.ipynb #d8691cbf
 LABELS = {
@@ -328,7 +332,8 @@ def _free_name(path: Path, split: str, used: set[str], kind: str) -> str:
     names = itertools.chain(
         [plain, f"{split}_{plain}"], (f"{split}_{number}_{plain}" for number in itertools.count(2))
     )
-    for name in names:
+    while True:
+        name = next(names)
         key = name if kind == "coco" else Path(name).stem
         if key not in used:
             used.add(key)

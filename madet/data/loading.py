@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,7 +116,8 @@ def _target(sample: Sample, masks: bool) -> Target:
         "size": tuple(sample.size),
     }
     if masks:
-        target["masks"] = view_masks(objects, tuple(sample.image.shape[-2:]))
+        height, width = sample.image.shape[-2:]
+        target["masks"] = view_masks(objects, (height, width))
     return target
 
 
@@ -147,9 +148,10 @@ def _finish(
         if image.dtype == torch.uint8:
             image = image.to(torch.float32).div_(255)
         moved.append(image)
-    return moved, [
-        {key: _move(value, device) for key, value in target.items()} for target in targets
-    ]
+    moved_targets = []
+    for target in targets:
+        moved_targets.append({key: _move(value, device) for key, value in target.items()})
+    return moved, moved_targets
 
 
 def _move(value: Any, device: torch.device | str) -> Any:
@@ -196,7 +198,7 @@ def _same(batch: Answer) -> Answer:
 
 def _produce(
     source: TransformedDataset,
-    requests: Iterator,
+    requests: Iterable,
     workers: int,
     prefetch: int,
     device: torch.device | str,
@@ -258,7 +260,7 @@ def print_to_stderr(sentence: str) -> None:
 
 def load_batches(
     source: TransformedDataset,
-    requests: Iterator,
+    requests: Iterable,
     workers: int,
     prefetch: int,
     device: torch.device | str,

@@ -57,7 +57,7 @@ def _read_entries(
         return [], []
     read = READERS[source.format]
     entries = [_read_entry(path, read, layout.root, pictures) for path in source.files]
-    images = [entry.labels for entry in entries]
+    images = [entry.labels for entry in entries if entry.labels is not None]
     refuse_degrees(images)
     refuse_fractions(images)
     return entries, []
@@ -127,7 +127,7 @@ def _names_by_split(parts: Splits) -> dict[str, list[str]]:
         for entry in entries:
             if entry.names is not None:
                 names += entry.names
-            else:
+            elif entry.labels is not None:
                 names += [annotation.name for annotation in entry.labels.annotations]
         used.setdefault(canonical(split), []).extend(dict.fromkeys(names))
     return used

@@ -69,10 +69,11 @@ def header(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:
         raise BadInput(_missing(path)) from None
     except Exception as error:  # Pillow's decoders raise half a dozen kinds
         raise BadInput(_unreadable(path, error)) from None
-    return stored, stored[::-1] if turned else stored
+    width, height = stored
+    return stored, (height, width) if turned else stored
 
 
-def _cut_off(kind: str, tail: bytes) -> bool:
+def _cut_off(kind: str | None, tail: bytes) -> bool:
     """Whether a JPEG or PNG lacks its end mark: a reason to look closer, no proof."""
     if kind == "JPEG":
         return not tail.endswith(b"\xff\xd9")

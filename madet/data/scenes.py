@@ -18,7 +18,7 @@ from torch import Tensor
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .augment import mix
-from .sample import Objects
+from .sample import Objects, Outline
 from madet.data.synthetic_shapes import (
     CLASSES,
     DIRECTIONS,
@@ -357,7 +357,9 @@ class Scene:
 
     def objects(self, geometry: Upright | Rotated = Upright()) -> Objects:
         """Boxes, labels, ignore flags and outlines."""
-        outlines = [[outline(s.shape, s.cx, s.cy, s.a, s.b, s.direction)] for s in self.shapes()]
+        outlines: list[Outline] = []
+        for s in self.shapes():
+            outlines.append([outline(s.shape, s.cx, s.cy, s.a, s.b, s.direction)])
         return Objects(
             boxes=self.boxes(geometry),
             labels=torch.from_numpy(self.labels.copy()),

@@ -61,9 +61,10 @@ class PictureIndex:
                 return found
         name = key.rsplit("/")[-1]
         found = self.names.get(name) or self.stems.get(stem_of(name)) or []
-        if canonical(split or "") in self.splits:
+        wanted = canonical(split or "")
+        if wanted in self.splits:
             # another split's picture of that name is another picture
-            found = [path for path in found if self.split_of(path) in ("", canonical(split))]
+            found = [path for path in found if self.split_of(path) in ("", wanted)]
         return max(found, key=lambda path: self._closeness(path, near, split, key), default=None)
 
     def _closeness(self, path: Path, near: Path, split: str | None, key: str) -> tuple:
@@ -167,7 +168,7 @@ def _listed_entry(
     )
     picture = None if found else pictures.find(stem, Path(where), split)
     if split == "unlabelled" and (picture or found):
-        return ImageEntry(None, picture or found.image, split), None
+        return ImageEntry(None, found.image if found else picture, split), None
     if found:
         return found, None
     lacks = "no label file" if picture else "no label file and no picture"

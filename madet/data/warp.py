@@ -156,11 +156,11 @@ def warp_objects(
         numbers = matrix.double().numpy()
         polygons = [_follow_shape(shape, numbers) for shape in polygons]
     moved = replace(objects, boxes=geometry.warp(objects.boxes, matrix), polygons=polygons)
-    size = tuple(image.shape[-2:])
+    height, width = image.shape[-2:]
     return replace(
         sample,
         image=image,
-        objects=drop_hidden(moved, size, geometry, min_side, min_visible),
+        objects=drop_hidden(moved, (height, width), geometry, min_side, min_visible),
         matrix=matrix.to(sample.matrix) @ sample.matrix,
     )
 
@@ -187,6 +187,8 @@ def view_masks(objects: Objects, size: tuple[int, int]) -> Tensor:
     """
     drawn = []
     for shape in objects.polygons or [None] * len(objects):
-        moved = isinstance(shape, dict) and "matrix" in shape
-        drawn.append(_read_mask(shape, size) if moved else mask_of(shape, size))
+        if isinstance(shape, dict) and "matrix" in shape:
+            drawn.append(_read_mask(shape, size))
+        else:
+            drawn.append(mask_of(shape, size))
     return torch.from_numpy(np.stack(drawn)) if drawn else torch.zeros(0, *size, dtype=torch.bool)

@@ -24,12 +24,13 @@ from ..boxes.errors import BadInput
 from ..boxes.geometry import Upright
 from .dense import backbone_with_fpn
 from .detector import IMAGENET, Size, targets_to
+from ..nets.fpn import FPN
 
 # %% ../../nbs/detectors/05_torchvision.ipynb #05a8312f
 class NamedMaps(nn.Module):
     """A backbone and a pyramid as torchvision takes them: images `[B, 3, H, W]` to an ordered dict of maps."""
 
-    def __init__(self, body: nn.Module, fpn: nn.Module):
+    def __init__(self, body: nn.Module, fpn: FPN):
         super().__init__()
         self.body = body
         self.fpn = fpn

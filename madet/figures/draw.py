@@ -115,8 +115,9 @@ def captions(
 
 def class_name(label: int, classes: Sequence[str] | None) -> str:
     """The name of a label, or its number where it has no name."""
-    known = classes is not None and 0 <= label < len(classes)
-    return classes[label] if known else str(label)
+    if classes is not None and 0 <= label < len(classes):
+        return classes[label]
+    return str(label)
 
 # %% ../../nbs/figures/00_draw.ipynb #65f93896
 def show_image(ax: Axes, image: Picture | None) -> Axes:
@@ -475,7 +476,7 @@ def stacked_bars(
         style: dict[str, Any] = dict(color=tint, edgecolor="white", linewidth=0.5, label=key)
         ax.barh(places, lengths, left=starts, **style)
         starts += lengths
-    for place, end, text in zip(places, starts, texts):
+    for place, end, text in zip(places.tolist(), starts, texts):
         ax.text(end, place, f" {text}", va="center", fontsize=7, color="#555555")
     longest = starts.max(initial=0) * (1.35 if notes else 1.05)
     ax.set(yticks=places, yticklabels=names, ylim=(len(names) - 0.4, -0.6))
@@ -487,7 +488,9 @@ def longest_rows(
     rows: dict[str, dict[str, float]], keys: list[str], most: int, notes: dict[str, str]
 ) -> tuple[list[str], list[dict[str, float]], list[str]]:
     """Names, counts and notes of the rows with the largest sums; those after `most` are added up in one row."""
-    totals = {name: sum(row.get(key, 0) for key in keys) for name, row in rows.items()}
+    totals = {}
+    for name, row in rows.items():
+        totals[name] = sum(row.get(key, 0) for key in keys)
     names = sorted(rows, key=lambda name: -totals[name])
     rest = []
     if len(names) > most:
@@ -497,7 +500,10 @@ def longest_rows(
     texts = [notes.get(name, "") for name in names]
     if rest:
         shown.append(f"{len(rest)} others")
-        counts.append({key: sum(rows[name].get(key, 0) for name in rest) for key in keys})
+        others = {}
+        for key in keys:
+            others[key] = sum(rows[name].get(key, 0) for name in rest)
+        counts.append(others)
         texts.append("")
     return shown, counts, texts
 
@@ -514,7 +520,7 @@ def signed_bars(
     places = np.arange(len(lengths))
     tint = [tints[name] for name in values]
     ax.barh(places, lengths, color=tint, edgecolor="white", linewidth=0.5)
-    for place, length, value in zip(places, lengths, values.values()):
+    for place, length, value in zip(places.tolist(), lengths, values.values()):
         text = " –" if value is None else " " + form.format(value)
         ax.text(max(length, 0.0), place, text, va="center", fontsize=8)
     low, high = min(lengths.min(initial=0), 0), max(lengths.max(initial=0), 0)
@@ -654,8 +660,9 @@ def annotate(
     tints = label_colors(labels, count)
     hidden = per_box(ignore, count, False)
     values = per_box(scores, count, 1.0)
+    finite = np.isfinite(corners).all((1, 2))
     for i in sorted(range(count), key=lambda i: values[i]):
-        if values[i] < threshold or not np.isfinite(corners[i]).all():
+        if values[i] < threshold or not finite[i]:
             continue
         quad = closed(corners[i])
         if hidden[i]:

@@ -120,7 +120,7 @@ def as_plain_text(rows: list[dict[str, Any]], columns: list[Column]) -> str:
         table.append([cell_of(row, column).with_spread for column in columns])
     for i, column in enumerate(columns):
         align_spreads(table, i, [cell_of(row, column) for row in rows])
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    widths = [max(map(len, texts)) for texts in zip(*table)]
     rule = "  ".join("-" * width for width in widths)
     lines = []
     for line in table:
@@ -323,7 +323,7 @@ def append_row(path: Path | str, row: dict) -> None:
         keys = list(LEADING)
         for one in rows:
             keys += [key for key in one if key not in keys]
-        filled = [{key: one.get(key) for key in keys} for one in rows]
+        filled: list[dict[str, Any]] = [dict.fromkeys(keys) | one for one in rows]
         text = _csv(filled, [Column(key) for key in keys])
         with replacing(path) as file:
             file.write(text.encode())

@@ -11,6 +11,7 @@ __all__ = ['OVERLAP_LOSSES', 'LossConfig', 'loss_config', 'Predictions', 'sum_by
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ class _DenseNetwork(nn.Module):
         "Keep the box convolutions under the names that saved weights have."
         raise NotImplementedError
 
-    def _box_convs(self) -> list[nn.Conv2d]:
+    def _box_convs(self) -> list[nn.Module]:
         "The box convolutions, one a branch."
         raise NotImplementedError
 
@@ -194,7 +195,7 @@ class _DenseTargets(OnGrid):
     num_classes: int
     coder: DeltaCoder | DistanceCoder
     assign: Callable[..., Tensor]
-    loss_config: LossConfig
+    loss_config: Any  # LossConfig, or MADet's
     match_on: str
     centerness_in: str
     postprocess: PostprocessConfig
@@ -346,7 +347,7 @@ class DenseHead(_DenseNetwork, _DenseTargets):
     def _set_box_convs(self, convs: list[nn.Conv2d]) -> None:
         (self.box_out,) = convs
 
-    def _box_convs(self) -> list[nn.Conv2d]:
+    def _box_convs(self) -> list[nn.Module]:
         return [self.box_out]
 
     def forward(self, features: list[Tensor]) -> Predictions:
@@ -373,10 +374,10 @@ def _dense_candidates(
     head: DenseHead, predictions: Predictions, sizes: list[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
     priors, scores = head.priors(predictions), predictions.logits.sigmoid()
-    quality = [None] * len(sizes)
+    qualities = [None] * len(sizes)
     if predictions.quality is not None:
-        quality = predictions.quality.sigmoid()
+        qualities = predictions.quality.sigmoid()
     return [
-        select_candidates(*image, priors, head.coder, size, head.postprocess)
-        for *image, size in zip(scores, predictions.raw, quality, sizes, strict=True)
+        select_candidates(score, raw, quality, priors, head.coder, size, head.postprocess)
+        for score, raw, quality, size in zip(scores, predictions.raw, qualities, sizes, strict=True)
     ]

@@ -44,19 +44,19 @@ def select_candidates(
 
     `scores` `[A, C]` are probabilities, `raw` `[A, d]` regressed values, `quality` `[A]` probabilities or None,
     `size` (height, width) of the image in pixels without padding, for clipping."""
-    by_product = quality is not None and postprocess.rank_by_quality
+    ranking = quality if postprocess.rank_by_quality else None
     parts, start = [], 0
     for count in priors.sizes:
         here = slice(start, start + count)
         level = scores[here]
-        if by_product:
-            level = _combine(level, quality[here, None], postprocess)
+        if ranking is not None:
+            level = _combine(level, ranking[here, None], postprocess)
         prior, label = (level > postprocess.score_threshold).nonzero(as_tuple=True)
         value = level[prior, label]
         if len(value) > postprocess.nms_pre:
             value, best = value.topk(postprocess.nms_pre)
             prior, label = prior[best], label[best]
-        if quality is not None and not by_product:
+        if quality is not None and ranking is None:
             value = _combine(value, quality[here][prior], postprocess)
         boxes = coder.decode(priors.boxes[here][prior], raw[here][prior], size)
         parts.append((boxes, value, label))

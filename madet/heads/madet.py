@@ -186,6 +186,7 @@ class MAHead(_DenseNetwork, _DenseTargets):
     "A dense head with K branches that share features and positives and weight each other's losses."
 
     centerness_in = "box"
+    loss_config: MADetLossConfig
 
     def __init__(
         self,
@@ -215,7 +216,7 @@ class MAHead(_DenseNetwork, _DenseTargets):
     def _set_box_convs(self, convs: list[nn.Conv2d]) -> None:
         self.box_outs = nn.ModuleList(convs)
 
-    def _box_convs(self) -> list[nn.Conv2d]:
+    def _box_convs(self) -> list[nn.Module]:
         return list(self.box_outs)
 
     def forward(self, features: list[Tensor]) -> list[Predictions]:

@@ -74,14 +74,15 @@ class _RoILayers(nn.Module):
         self.agnostic = agnostic
         self.size, self.ratio, self.finest = pooling
         inputs = channels * self.size * self.size
-        self.layers = nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, width)])
+        hidden = [nn.Linear(inputs, width), nn.Linear(width, width)]
+        self.layers = nn.ModuleList(hidden)
         self.class_out = nn.Linear(width, num_classes + 1)
         self.box_out = nn.Linear(width, coder.boxes.dim * (1 if agnostic else num_classes))
-        for layer in self.layers:
+        for layer in hidden:
             nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(self.class_out.weight, std=0.01)
         nn.init.normal_(self.box_out.weight, std=0.001)
-        for layer in (*self.layers, self.class_out, self.box_out):
+        for layer in (*hidden, self.class_out, self.box_out):
             nn.init.zeros_(layer.bias)
 
     def pool(self, features: list[Tensor], rois: list[Tensor]) -> Tensor:
@@ -174,12 +175,13 @@ class RoIHead(_RoILayers):
     def samples(self, proposals: list[Tensor], targets: list[dict]) -> list[RoITargets]:
         "The sample of each image of `proposals` `[n, dim]` and of its truths."
         images = zip(proposals, targets, strict=True)
-        return [_sample_proposals(self, *image) for image in images]
+        return [_sample_proposals(self, boxes, target) for boxes, target in images]
 
     def losses(self, features: Maps, proposals: Maps, targets: list[dict]) -> dict[str, Tensor]:
         "loss_cls and loss_bbox, scalars; `targets` are dicts with boxes, labels and maybe ignore."
         drawn = self.samples(proposals, targets)
-        return self.sample_losses(*self(features, [s.rois for s in drawn]), drawn)
+        logits, raw = self(features, [s.rois for s in drawn])
+        return self.sample_losses(logits, raw, drawn)
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)

@@ -8,7 +8,7 @@ Docs: https://madet.github.io/madet/heads/targets.html.md"""
 __all__ = ['common_geometry', 'assign_image', 'centerness', 'Targets', 'dense_targets']
 
 # %% ../../nbs/heads/01_targets.ipynb #7c17da22
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,15 +52,16 @@ def assign_image(
     to `assign` as ignored regions. Class `logits` `[A, C]` reach it as predictions, with the labels of the truths."""
     boxes, labels = target["boxes"], target["labels"]
     ignore = _flagged(target)
-    whole = on_image is None or bool(on_image.all())
-    if not whole:
+    if on_image is not None and bool(on_image.all()):
+        on_image = None
+    if on_image is not None:
         priors = priors.select(on_image)
         logits = None if logits is None else logits[on_image]
     some, truths, geometry = common_geometry(priors, boxes, prior_geometry, box_geometry, match_on)
     predictions = None if logits is None else PriorPredictions(logits, labels[~ignore])
     found = assign(some, truths[~ignore], geometry, ignored=truths[ignore], predictions=predictions)
     found = _renumber(found, ignore)
-    if whole:
+    if on_image is None:
         return found
     return torch.full_like(on_image, IGNORED, dtype=torch.int64).masked_scatter_(on_image, found)
 
@@ -106,7 +107,7 @@ class Targets:
 @torch.no_grad()
 def dense_targets(
     priors: Priors,
-    flags: list[Tensor | None],
+    flags: Sequence[Tensor | None],
     targets: list[dict],
     num_classes: int,
     assign: Callable[..., Tensor],

@@ -54,7 +54,7 @@ def _focal_by_label(
     rows = ((labels >= 0) & (labels < logits.shape[-1])).nonzero().unbind(-1)
     at = (*rows, labels[rows])
     loss[at], at_grad = _focal_of_negatives(-logits[at], for_positive, gamma, slope)
-    if slope:
+    if grad is not None and at_grad is not None:
         grad[at] = -at_grad
     return loss, grad
 
@@ -67,7 +67,7 @@ def _focal_by_matrix(
     sign = 1 - 2 * truth
     weight = truth * (for_positive - for_negative) + for_negative
     loss, grad = _focal_of_negatives(logits * sign, weight, gamma, slope)
-    if slope:
+    if grad is not None:
         grad *= sign
     return loss, grad
 

@@ -10,6 +10,7 @@ __all__ = ['Level', 'samples_learned_places', 'sampling_taps', 'level_taps', 'su
 
 # %% ../../nbs/methods/31_offsets.ipynb #a6a10429
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,6 +23,8 @@ from ..boxes.priors import Priors
 from ..data.sample import Dataset, Sample
 from ..figures.draw import draw_truth, outlines
 from ..figures.offsets import draw_offsets, tap_pixels
+from ..heads.dense import DenseHead
+from ..heads.madet import MAHead
 from ..nets.deform import sampling_points
 
 # %% ../../nbs/methods/31_offsets.ipynb #e246f6d4
@@ -36,7 +39,7 @@ def samples_learned_places(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def sampling_taps(model: nn.Module, image: Tensor) -> tuple[list[Level], list, Priors] | None:
+def sampling_taps(model: Any, image: Tensor) -> tuple[list[Level], list, Priors] | None:
     """Where the head's deformable convolutions read for `image [3, H, W]` in 0..1; None for a head without them.
 
     (for each level taps `[h, w, K, 2]` in pixels (x, y), gates `[h, w, K]` and the regular grid `[h, w, K, 2]`; the
@@ -53,7 +56,7 @@ def sampling_taps(model: nn.Module, image: Tensor) -> tuple[list[Level], list, P
     return levels, branches, head.priors(outputs)
 
 
-def level_taps(head: nn.Module, features: Tensor, stride: int) -> Level:
+def level_taps(head: DenseHead | MAHead, features: Tensor, stride: int) -> Level:
     """Taps, gates and regular taps of one level's features `[1, C, h, w]`, in pixels."""
     stacks = head.interaction.stacks(head.class_tower(features), head.box_tower(features))
     pairs = [conv.offsets(stack) for conv, stack in zip(head.interaction.convs, stacks)]
@@ -96,7 +99,7 @@ def largest_objects(sample: Sample, geometry: Upright | Rotated, most: int) -> l
 
 
 def taps_of_objects(
-    model: nn.Module, sample: Sample, geometry: Upright | Rotated, most: int = 3
+    model: Any, sample: Sample, geometry: Upright | Rotated, most: int = 3
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """What `draw_offsets` takes for the `most` largest objects of a sample, at the location surest of each: N of them.
 
@@ -127,16 +130,16 @@ def offsets_page(
     objects.
     """
     lines = max(1, -(-len(indices) // columns))
-    size = dict(figsize=(8.8, 3.1 * lines), squeeze=False, layout="constrained")
+    size: dict[str, Any] = dict(figsize=(8.8, 3.1 * lines), squeeze=False, layout="constrained")
     figure, axes = plt.subplots(lines, columns, **size)
     for ax in axes.flat:
         ax.axis("off")
     for ax, index in zip(axes.flat, indices):
         sample = transform(dataset.load(index), None, dataset.geometry)
-        *taps, strides = taps_of_objects(model, sample, dataset.geometry)
+        centers, taps, gates, regular, strides = taps_of_objects(model, sample, dataset.geometry)
         ax.axis("on")
         draw_truth(ax, sample.image, sample.objects.boxes, ignore=sample.objects.ignore, width=0.9)
-        draw_offsets(ax, sample.image, *taps, legend=False)
+        draw_offsets(ax, sample.image, centers, taps, gates, regular, legend=False)
         title = f"strides {', '.join(map(str, strides))}" if strides else "no object"
         ax.set_title(title, fontsize=8)
     figure.suptitle(

@@ -86,7 +86,9 @@ def page(
     return figure
 
 # %% ../../nbs/methods/30_pictures.ipynb #408ff6b7
-TINTS = dict(zip(KINDS[1:], (PALETTE[3], PALETTE[1], PALETTE[6], PALETTE[0], QUIET)))
+TINTS: dict[str, str] = dict(
+    zip(KINDS[1:], (PALETTE[3], PALETTE[1], PALETTE[6], PALETTE[0], QUIET))
+)
 
 
 def error_charts(counts: dict[str, dict], price: dict, title: str, most: int = 20) -> Figure:

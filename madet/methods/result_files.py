@@ -113,7 +113,8 @@ def read_xml_folder(folder: Path, split: str | None = None) -> Pages:
             raise BadInput(
                 f"{path} does not exist, but the split lists it; repair the list or add the file"
             )
-        pages[name] = [Box(m.name, None, list(m.numbers), m.ignore) for m in read_voc(path).annotations]
+        objects = read_voc(path).annotations
+        pages[name] = [Box(o.name, None, list(o.numbers), o.ignore) for o in objects]
     return pages
 
 

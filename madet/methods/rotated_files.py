@@ -19,6 +19,7 @@ import numpy as np
 from ..boxes.errors import BadInput
 from ..boxes.files import read_json
 from ..boxes.geometry import Rotated
+from ..data.annotations import ImageAnnotations
 from ..data.class_lists import in_published_order
 from ..data.formats.dota import read_dota
 from ..data.open_folder import open_data
@@ -60,23 +61,24 @@ def read_text_truth(folder: Path) -> tuple[list[dict], tuple[str, ...]]:
         if page.defects:
             first = page.defects[0]
             raise BadInput(f"{first.where}: {first.what.split(';')[0]}; {cure}")
-        for one in page.annotations:
-            if not all(map(math.isfinite, one.numbers)):
+        for mark in page.annotations:
+            if not all(map(math.isfinite, mark.numbers)):
                 raise BadInput(
-                    f"{one.where}: a coordinate of {one.name} is not a finite number; {cure}"
+                    f"{mark.where}: a coordinate of {mark.name} is not a finite number; {cure}"
                 )
-    names = {one.name for page in pages for one in page.annotations}
+    names = {mark.name for page in pages for mark in page.annotations}
     classes = in_published_order(tuple(sorted(names)), "dota")[0]
-    truths = [
-        dict(
-            image_id=page.image_id,
-            boxes=[one.numbers for one in page.annotations],
-            labels=[classes.index(one.name) for one in page.annotations],
-            ignore=[one.ignore for one in page.annotations],
-        )
-        for page in pages
-    ]
-    return truths, classes
+    return [_truth_of(page, classes) for page in pages], classes
+
+
+def _truth_of(page: ImageAnnotations, classes: tuple[str, ...]) -> dict:
+    marks = page.annotations
+    return dict(
+        image_id=page.image_id,
+        boxes=[mark.numbers for mark in marks],
+        labels=[classes.index(mark.name) for mark in marks],
+        ignore=[mark.ignore for mark in marks],
+    )
 
 
 def holds_text_only(folder: Path) -> bool:
@@ -164,14 +166,14 @@ def read_rotated_json(
         )
     if isinstance(whole, dict) and "categories" in whole:
         categories = coco.category_names(whole["categories"])
-    classes = list(classes)
+    names = list(classes)
     images = {}
     for n, entry in enumerate(entries):
         where = f"{path}: entry {n}"
         check_entry(entry, where)
-        label = dota.label_of(class_of(entry, categories, where), classes)
+        label = dota.label_of(class_of(entry, categories, where), names)
         one = images.setdefault(entry["image_id"], dict(boxes=[], scores=[], labels=[]))
         one["boxes"].append(as_corners(entry["bbox"], where))
         one["scores"].append(float(entry["score"]))
         one["labels"].append(label)
-    return [one | dict(image_id=image_id) for image_id, one in images.items()], classes
+    return [one | dict(image_id=image_id) for image_id, one in images.items()], names

@@ -41,8 +41,8 @@ def score_coco_files(
         iou_type,
         tuple(max_detections or (1, 10, 100)),
         not class_agnostic,
+        ious=(iou,) if iou else coco.IOUS,
         where=(truth, results),
-        **(dict(ious=(iou,)) if iou else {}),
     )
     known = {category["id"] for category in whole["categories"]}
     entries = found["annotations"] if isinstance(found, dict) else found
@@ -65,17 +65,19 @@ def score_coco_files(
 # %% ../../nbs/methods/28_score_files.ipynb #0200a8bb
 def as_detections(pages: Pages, classes: list[str], known: Pages) -> list[dict]:
     """Pages of boxes as the VOC scorer takes them, images that `known` has."""
-    return [
-        dict(
+    detections = []
+    for name, boxes in pages.items():
+        if name not in known:
+            continue
+        one = dict(
             image_id=name,
             boxes=[box.xyxy for box in boxes],
             labels=[classes.index(box.name) for box in boxes],
             scores=[box.score for box in boxes],
             ignore=[box.ignore for box in boxes],
         )
-        for name, boxes in pages.items()
-        if name in known
-    ]
+        detections.append(one)
+    return detections
 
 
 def refuse_unknown_images(results: Path | str, truth: Path | str, images: list[int | str]) -> None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from ..boxes.files import read_json
 from .load import detector_from, geometry_of
@@ -60,7 +60,7 @@ def train_run(
     resume: bool = False,
     device: str = "",
     tensorboard: bool = False,
-    stream: IO[str] | None = None,
+    stream: TextIO | None = None,
 ) -> dict[str, Any]:
     """Train, score and draw one detector in the folder `out`; gives the content of metrics.json.
 

@@ -15,6 +15,7 @@ import importlib.util
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ def result_list(results: Sequence[Item], ids: dict[Any, int], iou_type: str = "b
     return listed
 
 # %% ../../nbs/metrics/00_coco.ipynb #d38659ba
-def _require(entries: Sequence[Any], keys: Sequence[str], where: str) -> None:
+def _require(entries: Sequence[Any], keys: Sequence[str], where: Path | str) -> None:
     """Raises BadInput where an entry is no object or lacks one of the keys."""
     wanted = ", ".join(keys)
     for i, entry in enumerate(entries):
@@ -180,7 +181,7 @@ def _check_score(entry: Item, where: str) -> None:
         raise BadInput(f"{where}: 'score' is {entry['score']!r}; it must be one finite number")
 
 
-def check_truth(truth: Any, iou_type: str = "bbox", where: str = "truth") -> None:
+def check_truth(truth: Any, iou_type: str = "bbox", where: Path | str = "truth") -> None:
     """Raises BadInput where a COCO dictionary lacks what scoring needs; `where` names the file."""
     if not isinstance(truth, dict):
         raise BadInput(
@@ -203,7 +204,7 @@ def check_truth(truth: Any, iou_type: str = "bbox", where: str = "truth") -> Non
 
 # %% ../../nbs/metrics/00_coco.ipynb #f66ba2d4
 def check_results(
-    results: Any, truth: Item, iou_type: str = "bbox", where: str = "results"
+    results: Any, truth: Item, iou_type: str = "bbox", where: Path | str = "results"
 ) -> list[Item]:
     """The result list of a list, or of a COCO dictionary with scores; `where` names the file.
 
@@ -413,7 +414,7 @@ def score_dicts(
     use_cats: bool = True,
     backend: str = "auto",
     ious: Sequence[float] = IOUS,
-    where: tuple[str, str] = ("truth", "results"),
+    where: tuple[Path | str, Path | str] = ("truth", "results"),
 ) -> Item:
     """Score a result list (or a COCO dictionary whose annotations carry `score`) against a truth.
 

@@ -55,9 +55,10 @@ def line(result: Result) -> str:
     name = f"{result.case or '(no case)':28s}"
     if result.missing:
         return f"??     {name} no handler knows this case"
-    if why := problem(result):
-        return f"FAILED {name} {why}"
+    why = problem(result)
     worst = result.worst
+    if why or worst is None:
+        return f"FAILED {name} {why}"
     failed = sum(not check.ok for check in result.checks)
     text = (
         f"{len(result.checks):4d} arrays; {worst.name} error {worst.error:.1e}, "
@@ -102,12 +103,12 @@ def results_on(device: str, folder: Path | str, only: Sequence[str]) -> Iterator
 
     What is compared exactly stays so.
     """
-    device = pick_device(device)
-    if device.type == "cpu":
+    place = pick_device(device)
+    if place.type == "cpu":
         yield from run_folder(folder, HANDLERS, only)
         return
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.set_default_device(device)
+    torch.set_default_device(place)
     try:
         for result in run_folder(folder, HANDLERS, only):
             for check in result.checks:

@@ -131,7 +131,9 @@ def merged(
         images.setdefault(one["image_id"], []).append(one)
     found = []
     for name, some in images.items():
-        candidates = {key: torch.cat([one[key] for one in some]) for key in KEYS}
+        candidates = {}
+        for key in KEYS:
+            candidates[key] = torch.cat([one[key] for one in some])
         kept = suppress_candidates(candidates, geometry, postprocess)
         found.append({"image_id": name} | kept)
     return found
@@ -170,8 +172,9 @@ class UnlabelledImages:
     def load(self, index: int) -> Sample:
         """The sample of an image."""
         image = self.images[index]
-        size = tuple(image.shape[-2:])
-        return Sample(image, Objects.none(self.geometry.dim), torch.eye(3), index, size)
+        height, width = image.shape[-2:]
+        none = Objects.none(self.geometry.dim)
+        return Sample(image, none, torch.eye(3), index, (height, width))
 
 
 def detect_images(
@@ -188,8 +191,10 @@ def detect_images(
     """
     data = UnlabelledImages(images, getattr(model, "boxes", Upright()))
     found = detect(model, data, transform, batch)
-    in_order = sorted(found, key=lambda one: one["image_id"])
-    return [{key: one[key] for key in KEYS} for one in in_order]
+    answers = []
+    for one in sorted(found, key=lambda one: one["image_id"]):
+        answers.append({key: one[key] for key in KEYS})
+    return answers
 
 # %% ../../nbs/training/08_evaluate.ipynb #10c54361
 def evaluate(

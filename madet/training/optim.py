@@ -58,7 +58,7 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def gradient_norm(model: nn.Module, largest: float = 0.0) -> Tensor:
     """The 2-norm of all gradients before clipping (0-dim float32); above `largest` > 0 they are scaled down to it."""
     params = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in params])
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     if largest:
         nn.utils.clip_grads_with_norm_(params, largest, norm)
     return norm.float()
