@@ -305,8 +305,8 @@ def golden_folder(name: str = "") -> Path | None:
     return None
 
 
-def draw_shares(ax, results: dict[str, Result], colors: Sequence[str]) -> None:
-    """One dot an array at its error as a share of the tolerance, a row a fixture, and a line at the limit.
+def draw_shares(ax: Any, results: dict[str, Result], colors: Sequence[str]) -> None:
+    """One dot an array on Matplotlib axes `ax`, at its error as a share of the tolerance, a row a fixture, and a line at the limit.
 
     Arrays without an error, and those that have to be equal, stand at the left edge."""
     for row, (_name, result) in enumerate(results.items()):

@@ -25,7 +25,7 @@ from ..metrics.coco import coco_json, coco_score
 from ..metrics.slices import aspect_ratios, slice_numbers, slice_scores
 from .grid import METRICS
 from .verdicts import confidence_interval
-from ..training.evaluate import detect
+from ..training.evaluate import Transform, detect
 
 # %% ../../nbs/tables/08_branches.ipynb #13cffa40
 WAYS = {"anchor": (0,), "point": (1,), "both": (0, 1)}  # which branches answer: head.use
@@ -51,7 +51,11 @@ def using(head: nn.Module, branches: tuple[int, ...]) -> Iterator[nn.Module]:
 
 
 def by_branch(
-    model: nn.Module, dataset: Dataset, transform, batch: int = 8, indices: list[int] | None = None
+    model: nn.Module,
+    dataset: Dataset,
+    transform: Transform,
+    batch: int = 8,
+    indices: list[int] | None = None,
 ) -> dict[str, list[dict]]:
     """Detections as of `madet.training.evaluate.detect` by {anchor, point, both}; the images come in the same order in
     all of them.
