@@ -21,6 +21,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 from . import __version__
 from .boxes.errors import BadInput
@@ -81,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", _wide)
         super().__init__(*args, **options)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise BadInput(f"{self.prog}: {message}. See {self.prog} --help.")
 
     def options(self) -> set[str]:
@@ -164,7 +165,7 @@ def document(as_json: bool) -> Iterator[Callable[[dict], None]]:
         print(json.dumps(json_ready(kept[-1]), indent=1, default=str), file=real, flush=True)
 
 
-def json_ready(value):
+def json_ready(value: Any) -> Any:
     """The value as JSON can hold it: tuples as lists, keys as text, numbers that are not finite as None."""
     if isinstance(value, dict):
         return {str(key): json_ready(item) for key, item in value.items()}

@@ -48,7 +48,7 @@ def iou_threshold(text: str) -> float:
     return value
 
 # %% ../nbs/93_parsers.ipynb #02820a3b
-def add_train(subparsers) -> None:
+def add_train(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet train` to the command line."""
     parser = subparsers.add_parser(
         "train",
@@ -78,7 +78,7 @@ def add_train(subparsers) -> None:
     add_options(parser)
 
 # %% ../nbs/93_parsers.ipynb #99132a53
-def add_predict(subparsers) -> None:
+def add_predict(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet predict` to the command line."""
     parser = subparsers.add_parser(
         "predict",
@@ -104,7 +104,7 @@ def add_predict(subparsers) -> None:
     add_json(parser, "the document on standard output too")
 
 # %% ../nbs/93_parsers.ipynb #e3ed2fcd
-def add_table(subparsers) -> None:
+def add_table(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet table` to the command line."""
     parser = subparsers.add_parser(
         "table",
@@ -147,7 +147,7 @@ def add_table(subparsers) -> None:
     add_options(parser, leave_out=("method",))
 
 # %% ../nbs/93_parsers.ipynb #08e2264a
-def add_test(subparsers) -> None:
+def add_test(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet test` to the command line."""
     parser = subparsers.add_parser(
         "test",
@@ -198,7 +198,7 @@ def add_test(subparsers) -> None:
     add_json(parser, "the scores as one JSON document on standard output")
 
 # %% ../nbs/93_parsers.ipynb #8148bd2f
-def add_eval(subparsers) -> None:
+def add_eval(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet eval` to the command line."""
     parser = subparsers.add_parser(
         "eval",
@@ -289,7 +289,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     )
 
 # %% ../nbs/93_parsers.ipynb #a341d9d7
-def add_parity(subparsers) -> None:
+def add_parity(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet parity` to the command line."""
     parser = subparsers.add_parser(
         "parity",
@@ -318,7 +318,7 @@ FORMATS = ("coco", "voc", "dota", "rolabel", "hrsc", "dior")  # of madet.data.ex
 LEVELS = ("easy", "standard", "hard")  # of madet.data.embedded
 
 
-def add_data(subparsers) -> None:
+def add_data(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet data` with its own commands to the command line."""
     parser = subparsers.add_parser(
         "data", description="Look at a data set, check it, convert it, or make the embedded one."
@@ -353,7 +353,7 @@ def add_data(subparsers) -> None:
     _add_make(commands)
 
 # %% ../nbs/93_parsers.ipynb #80ce78c7
-def _add_make(commands) -> None:
+def _add_make(commands: argparse._SubParsersAction) -> None:
     """Add `madet data make`."""
     make = commands.add_parser(
         "make", description="Write the embedded set as COCO, VOC and DOTA files."
@@ -393,7 +393,7 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
     add_json(parser, "one JSON document on standard output")
 
 # %% ../nbs/93_parsers.ipynb #7186dc57
-def add_convert(subparsers) -> None:
+def add_convert(subparsers: argparse._SubParsersAction) -> None:
     """Add `madet convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",

@@ -22,9 +22,10 @@ from ..boxes.geometry import Rotated, Upright
 from .coco import IOUS, Item, as_array, identity
 from .voc import image_numbers
 
+# %% ../../nbs/metrics/03_slices.ipynb #8dda2547
 _Geometry = Upright | Rotated  # or anything else with `dim`, `iou`, `parts` and `iof`
 
-# %% ../../nbs/metrics/03_slices.ipynb #8dda2547
+
 def aspect_ratios(boxes: Tensor, geometry: _Geometry) -> Tensor:
     """Long side over short side `[G]` of `boxes` `[G, dim]`, pixels.
 

@@ -305,10 +305,10 @@ def golden_folder(name: str = "") -> Path | None:
     return None
 
 
-def draw_shares(ax, results: dict[str, Result], colors: Sequence[str]) -> None:
+def draw_shares(ax: Any, results: dict[str, Result], colors: Sequence[str]) -> None:
     """One dot an array at its error as a share of the tolerance, a row a fixture, and a line at the limit.
 
-    Arrays without an error, and those that have to be equal, stand at the left edge."""
+    Arrays without an error, and those that have to be equal, stand at the left edge. `ax`: Matplotlib's axes."""
     for row, (_name, result) in enumerate(results.items()):
         shares = [max(check.share, 1e-6) for check in result.checks]
         heights = [row + 0.1 * (i % 7 - 3) for i in range(len(shares))]
