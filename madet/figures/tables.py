@@ -1,4 +1,4 @@
-"""Renders result tables as text, Markdown, HTML or CSV, and keeps the results file that several processes append to.
+"""Result tables as text, Markdown, HTML or CSV, and the results file that several processes append to
 
 Docs: https://madet.github.io/madet/figures/tables.html.md"""
 

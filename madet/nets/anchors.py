@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..boxes.priors import Priors
 
+# %% ../../nbs/nets/03_anchors.ipynb #18fab906
 _Device = torch.device | str | None
 
 # %% ../../nbs/nets/03_anchors.ipynb #155a7f90

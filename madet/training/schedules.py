@@ -1,4 +1,4 @@
-"""Warm-up, step, cosine and one-cycle schedules as functions of the step, so that resuming needs no scheduler state.
+"""Warm-up, step, cosine and one-cycle schedules as functions of the step: resuming needs no state
 
 Docs: https://madet.github.io/madet/training/schedules.html.md"""
 
