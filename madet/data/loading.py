@@ -134,7 +134,7 @@ def name_of(dataset: Dataset) -> str:
     words = (getattr(dataset, "name", ""), getattr(dataset, "split", ""))
     return " ".join(filter(None, words)) or "the data set"
 
-
+# %% ../../nbs/data/21_loading.ipynb #88356607
 def _finish(
     images: list[Tensor], targets: list[Target], device: torch.device | str
 ) -> tuple[list[Tensor], list[Target]]:

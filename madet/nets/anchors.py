@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..boxes.priors import Priors
 
-# %% ../../nbs/nets/03_anchors.ipynb #18fab906
+# %% ../../nbs/nets/03_anchors.ipynb #155a7f90
 _Device = torch.device | str | None
 
-# %% ../../nbs/nets/03_anchors.ipynb #155a7f90
+
 def octave_scales(base: float = 4.0, per_octave: int = 3) -> tuple[float, ...]:
     """`per_octave` sizes from `base` to just below twice `base`, in strides (RetinaNet: 4, 5.04, 6.35)."""
     return tuple(base * 2 ** (i / per_octave) for i in range(per_octave))
