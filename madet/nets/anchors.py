@@ -23,7 +23,7 @@ def octave_scales(base: float = 4.0, per_octave: int = 3) -> tuple[float, ...]:
     """`per_octave` sizes from `base` to just below twice `base`, in strides (RetinaNet: 4, 5.04, 6.35)."""
     return tuple(base * 2 ** (i / per_octave) for i in range(per_octave))
 
-
+# %% ../../nbs/nets/03_anchors.ipynb #155a7f91
 @dataclass(frozen=True)
 class AnchorGrid:
     """Anchors over a pyramid: upright `xyxy`, or rotated `cxcywhr` where `angles` are given.
