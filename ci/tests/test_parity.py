@@ -130,7 +130,7 @@ def test_a_moved_detection_is_noticed_by_the_lookup(detector_case):
     fixture, _ = detector_case
     meta = fixture.meta
     model = (
-        parity_madet.network(meta)
+        parity_madet.build(meta)
         if "madet" in meta["case"]
         else parity_models.build(meta["model_config"])
     )
