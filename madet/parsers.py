@@ -205,7 +205,10 @@ def add_eval(subparsers: argparse._SubParsersAction) -> None:
         description="Score files that any program wrote. Values are fractions under --json, percent in the table.",
     )
     parser.add_argument(
-        "--format", choices=("coco", "voc", "dota", "lvis"), required=True, help="whose rules"
+        "--format",
+        choices=("coco", "voc", "dota", "lvis"),
+        required=True,
+        help="whose rules (lvis: not yet)",
     )
     parser.add_argument(
         "--truth",

@@ -70,18 +70,18 @@ class DenseOptions(MethodOptions):
     anchor_size: float = 8.0  # side of the anchor in strides
     # positives must have their center in the box, whatever the assigner (method atss)
     require_center_inside: bool = False
-    # default, l1, smooth_l1, giou, iou, iou_square, iou_log; rotated also gwd, kld, kfiou, probiou
+    # default, l1, smooth_l1, giou, iou, iou_square, iou_log; rotated also gwd, kld, v1_kld, kfiou, probiou
     # (upright: method atss)
     box_loss: str = "default"
     centerness: str = "default"  # default, true, false: the branch and the weights (method atss)
     level_scale: str = "default"  # default, true, false: a learnable factor a level (method atss)
-    # convolutions in each tower of the head; 0 = 4, or 2 where the pyramid is narrow
+    # convolutions in each tower of the head; 0 = 4, or 2 where the pyramid is narrow; with MADet one fewer
     head_convs: int = 0
     head_norm: str = "default"  # norm in the towers: default, gn, none
     fpn_channels: int = 0  # width of pyramid and head; 0 = 256, or 64 with the backbone tiny
     # MADet's deformable convolution that both towers share: shared, separate, none
     interaction: str = "none"
-    # MADet's losses: a branch predicts the overlap, which weighs classes and boxes
+    # MADet's losses: a branch predicts the overlap, which weights the class loss
     reweighted: bool = False
 
     def check(self) -> None:

@@ -18,7 +18,7 @@ from ..training.recipe import option_word
 # %% ../../nbs/methods/01_method.ipynb #b88fbd0e
 @dataclass(frozen=True)
 class MethodOptions:
-    """Options that one method has beside the common recipe: flat scalars, none with a name of the recipe's."""
+    """Options that some methods have beside the common recipe: flat scalars, none with a name of the recipe's."""
 
     def check(self) -> None:
         """Raises BadInput for the first value that cannot work."""

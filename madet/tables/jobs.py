@@ -53,7 +53,7 @@ class Job:
 
 
 def make_job(row: str, seed: int, params: dict[str, Any], out: Path | str) -> Job:
-    """A Job whose folder under `out` is named after row, seed and a digest of the flat dictionary `params`."""
+    """A Job whose folder under `out` is named after row, seed and a digest of `params` under their former names."""
     text = json.dumps(former_names(params), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Job(row, seed, params, Path(out).resolve() / f"{row}-s{seed}-{digest}")
