@@ -86,7 +86,7 @@ def titles(root):
     for path in sorted((root / "nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts:
             first = "".join(json.loads(path.read_text())["cells"][0]["source"])
-            said = re.search(r"^title:[ \t]*(.+?)[ \t]*$", first, re.M)
+            said = re.search(r"^# (.+?)[ \t]*$", first, re.M)
             if said:
                 yield (
                     docs.plain(path.relative_to(root / "nbs").as_posix()).replace(
