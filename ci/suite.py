@@ -23,7 +23,7 @@ from pathlib import Path
 WORDS = ("notebooks", "tests", "parity", "settings")
 NOTEBOOK_SECONDS, LONG_NOTEBOOK_SECONDS, SETTING_NOTEBOOK_SECONDS = (
     180,
-    1200,
+    2400,
     300,
 )  # killed after that
 SLOW_SECONDS = 30  # a notebook's share; slower ones are named
