@@ -165,7 +165,8 @@ def _begin_worker(number: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _leave_after(5.0))
-    parent = os.getppid()
+    # as the parent wrote it down: os.getppid() may come too late, when a killed parent is gone already
+    parent = multiprocessing.parent_process().pid
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     sys.excepthook = _report_unless_hung_up
 
