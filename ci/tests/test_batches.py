@@ -482,3 +482,35 @@ def test_sizes_known_beforehand_save_looking_at_records(noise):
     batches, plain = Batches(shy, None, 4), Batches(noise, None, 4)
     assert [batches.at(step) for step in range(20)] == [plain.at(step) for step in range(20)]
     assert plain.tall.any() and not plain.tall.all()
+
+
+LATE = """
+import multiprocessing, os, signal, sys, time
+from madet.data.loading import _begin_worker
+
+def late(begun):
+    begun.set()
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.01)
+    _begin_worker(0)  # the parent is gone before it is asked who it is
+    time.sleep(60)
+
+begun = multiprocessing.Event()
+worker = multiprocessing.Process(target=late, args=(begun,))
+worker.start()
+begun.wait()
+print(worker.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_whose_parent_died_before_it_began_ends(tmp_path):
+    said = tmp_path / "said"
+    with open(said, "w") as file:
+        parent = subprocess.run([sys.executable, "-c", LATE], stdout=file)
+    assert parent.returncode == -signal.SIGKILL
+    worker = Path(f"/proc/{said.read_text().strip()}")
+    end = time.monotonic() + 20
+    while worker.exists() and " Z" not in (worker / "stat").read_text():
+        assert time.monotonic() < end, "the worker outlives its parent"
+        time.sleep(0.1)

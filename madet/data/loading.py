@@ -166,8 +166,9 @@ def _begin_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _leave_after(5.0))
     # as the parent wrote it down: os.getppid() may come too late, when a killed parent is gone already
-    parent = multiprocessing.parent_process().pid
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    creator = multiprocessing.parent_process()
+    assert creator is not None  # a worker is always started by multiprocessing
+    threading.Thread(target=_end_with_parent, args=(creator.pid,), daemon=True).start()
     sys.excepthook = _report_unless_hung_up
 
 
@@ -183,7 +184,7 @@ def _leave_after(seconds: float) -> None:
     timer.start()
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     # sockets over which pictures are handed; nobody else is left to remove them
