@@ -174,7 +174,7 @@ def _begin_worker(number: int) -> None:
 
 def _report_unless_hung_up(kind: type, error: BaseException, trace: Any) -> None:
     """Reports no lost connection: an interrupted parent drops the pictures it was just taking over."""
-    if not issubclass(kind, ConnectionError):
+    if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
