@@ -13,22 +13,10 @@ from PIL import Image
 
 from madet.cli import main
 
-TINY = [
-    "--method",
-    "atss",
-    "--backbone",
-    "tiny",
-    "--image-size",
-    "64",
-    "--total-batch",
-    "2",
-    "--log-every",
-    "1",
-    "--fpn-channels",
-    "16",
-    "--head-convs",
-    "1",
-]
+TINY = (
+    "--method atss --backbone tiny --image-size 64 --total-batch 2 --log-every 1 "
+    "--fpn-channels 16 --head-convs 1"
+).split()
 
 
 def voc(folder, splits, classes=("cup", "spoon"), objects=True):
@@ -307,21 +295,9 @@ def test_help_is_quick_because_it_loads_no_torch():
 @pytest.mark.long
 def test_torchrun_gives_the_losses_of_one_process(tmp_path):
     """ATSS normalises over all processes, so two with half the batch each say what one says with the whole."""
-    base = [
-        "-m",
-        "madet",
-        "train",
-        "--method",
-        "atss",
-        "--level",
-        "easy",
-        "--steps",
-        "5",
-        "--log-every",
-        "1",
-        "--total-batch",
-        "4",
-    ]
+    base = (
+        "-m madet train --method atss --level easy --steps 5 --log-every 1 --total-batch 4"
+    ).split()
     one = [sys.executable, *base, "--out", str(tmp_path / "one")]
     two = [
         sys.executable,

@@ -17,24 +17,10 @@ from madet.detectors.dense import backbone_with_fpn
 from madet.detectors.madet import madet_detector as constructor
 from madet.heads.madet import MAHead
 
-SMALL = [
-    "--scale",
-    "bench",
-    "--backbone",
-    "tiny",
-    "--image-size",
-    "64",
-    "--total-batch",
-    "2",
-    "--log-every",
-    "1",
-    "--fpn-channels",
-    "16",
-    "--head-convs",
-    "1",
-    "--warmup",
-    "2",
-]
+SMALL = (
+    "--scale bench --backbone tiny --image-size 64 --total-batch 2 --log-every 1 "
+    "--fpn-channels 16 --head-convs 1 --warmup 2"
+).split()
 MADET = ["--method", "madet", *SMALL]
 
 
