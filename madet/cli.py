@@ -12,7 +12,6 @@ __all__ = ['GROUPS', 'COMMANDS', 'FORMER_OPTIONS', 'overview', 'nearest', 'Parse
 import argparse
 import contextlib
 import difflib
-import importlib
 import json
 import math
 import os
@@ -121,14 +120,15 @@ def with_dashes(arguments: list[str]) -> list[str]:
 # %% ../nbs/92_cli.ipynb #ea54c32d
 def parse(arguments: list[str]) -> tuple[str, Namespace]:
     """(command, namespace) of a command line. Raises BadInput where a word is unknown, missing or one too many."""
+    from madet.parsers import PARSERS  # only a command needs them, not the overview
+
     name, *rest = with_dashes(arguments)
     if name not in COMMANDS:
         raise BadInput(
             f"madet: there is no command {name!r}.{nearest(name, COMMANDS)} See madet --help."
         )
     parser = Parser(prog="madet")
-    parsers = importlib.import_module("madet.parsers")  # noqa: TID251
-    parsers.PARSERS[name](parser.add_subparsers(dest="command"))
+    PARSERS[name](parser.add_subparsers(dest="command"))
     known = parser.options()
     for word in rest[: rest.index("--")] if "--" in rest else rest:
         option = word.partition("=")[0]
@@ -145,10 +145,10 @@ def parse(arguments: list[str]) -> tuple[str, Namespace]:
 
 def run(name: str, args: Namespace) -> int:
     """The exit code of a command, whose document is printed under `--json`."""
-    commands = importlib.import_module("madet.commands")  # noqa: TID251
-    command = commands.RUN[name]
+    from madet.commands import RUN  # only when a command runs, not for its --help
+
     with document(getattr(args, "json", False)) as put:
-        return command(args, put)
+        return RUN[name](args, put)
 
 # %% ../nbs/92_cli.ipynb #aac42c32
 @contextlib.contextmanager
@@ -217,7 +217,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SystemExit as leave:  # argparse's --help
-        return leave.code if isinstance(leave.code, int) else 2 * (leave.code is not None)
+        if isinstance(leave.code, int):
+            return leave.code
+        return 0 if leave.code is None else 2
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr, flush=True)
         return 130
