@@ -15,14 +15,9 @@ from pathlib import Path
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from madet.data.label_sources import (
-    ROTATED_FORMATS,
-    Source,
-    find_sources,
-    has_five_numbers,
-    head_and_tail,
-    list_sources,
-)
+from .formats.coco import has_five_numbers
+from .label_file import head_and_tail
+from .label_sources import Source, find_sources, list_sources
 from .pixels import IMAGE_SUFFIXES
 from .split_names import SPLITS, group_of_json
 
@@ -226,14 +221,21 @@ def _folder_name(source: Source) -> str:
     return source.files[0].parent.name.lower()
 
 # %% ../../nbs/data/09_discover.ipynb #71e8a935
+# where several sets of labels suit, the first of these is read
+_PREFERRED = ("coco", "voc", "rolabel", "dior", "hrsc", "hrsc-types", "dota")
+
+
+def _rank(source: Source) -> int:
+    return _PREFERRED.index(source.format)
+
+
 def _rotated_first(source: Source) -> tuple:
     """Sort key of label sets for rotated training."""
-    order = (*ROTATED_FORMATS, "coco", "voc")
-    return not source.rotated, source.rough, order.index(source.format), source.name
+    upright_format = source.format in ("coco", "voc")
+    return not source.rotated, source.rough, upright_format, _rank(source), source.name
 
 
 def _upright_first(source: Source) -> tuple:
     """Sort key of label sets for upright training; `instances` is COCO's usual name."""
-    order = ("coco", "voc", *ROTATED_FORMATS)
     unusual = source.name != "instances"
-    return source.rotated, source.rough, order.index(source.format), unusual, source.name
+    return source.rotated, source.rough, _rank(source), unusual, source.name

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .annotations import ImageAnnotations, to_objects
+from .annotations import ImageAnnotations, in_pixels, to_objects
 from .pixels import header
 from .sample import Defect, Objects, Record
 from .splits import ImageEntry
@@ -54,7 +54,7 @@ class DatasetBuilder:
         image_id = entry.image.stem
         if labels is not None:
             objects, lines, defects = to_objects(
-                labels.annotations, size, geometry, classes, ignored, learn
+                in_pixels(labels, size), size, geometry, classes, ignored, learn
             )
             self.defects += labels.defects + defects
             image_id = image_id if labels.image_id is None else labels.image_id
