@@ -24,13 +24,9 @@ Put = Callable[[dict], None]  # keeps the document that --json prints
 
 def run_train(args: Namespace, put: Put) -> int:
     """`madet train`: 0."""
-    from madet.methods.train import is_main_process, train_run
+    from madet.methods.train import is_main_process, train_run, with_scale
 
-    options = typed_options(args)
-    if args.scale:
-        options["scale"] = args.scale
-    elif not args.resume and options.get("data", "embedded") != "embedded":
-        options["scale"] = "bench"
+    options = with_scale(typed_options(args), args.scale, args.resume)
     metrics = train_run(options, args.out, args.resume, args.device, args.tensorboard)
     if is_main_process():
         put(metrics)

@@ -97,7 +97,8 @@ def channels_first(image: np.ndarray) -> Tensor:
     if image.dtype.kind not in "buif":
         raise BadInput(f"an image array holds {image.dtype}; give uint8, or floats from 0 to 1.")
     native = image.dtype.newbyteorder("=")  # torch knows no foreign byte order and no negative step
-    return torch.from_numpy(np.ascontiguousarray(image, native)).permute(2, 0, 1)
+    image = np.require(image, native, ["C", "W"])  # torch warns of arrays that cannot be written to
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _check_sides(image: Tensor, shape: list[int]) -> None:

@@ -8,7 +8,7 @@ Docs: https://madet.github.io/madet/methods/score.html.md"""
 __all__ = ['COLUMNS', 'SUMMARY', 'open_split', 'recipe_with', 'write_rotated', 'score_detector', 'score_table']
 
 # %% ../../nbs/methods/22_score.ipynb #f343d657
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ..boxes.errors import BadInput
@@ -46,6 +46,11 @@ def recipe_with(recipe: Recipe, changes: dict[str, str]) -> Recipe:
 
     An image size that is given alone is the only one: the several `test_sizes` of the run are then left out.
     """
+    if unknown := changes.keys() - {field.name for field in fields(Recipe)}:
+        raise BadInput(
+            f"There is nothing called {', '.join(sorted(unknown))} to change for a score; "
+            "data, labels, ignore_class, level, image_size and test_sizes can be."
+        )
     if "image_size" in changes:
         changes = {"test_sizes": ""} | changes
     recipe = replace(recipe, **changes)

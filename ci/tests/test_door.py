@@ -1,0 +1,112 @@
+"""`import madet` at a keyboard: lean, the command's own results, and pictures of every kind (nbs/96_door)."""
+
+import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import madet
+from madet.boxes.errors import BadInput
+from madet.cli import main
+from madet.data.embedded import embedded
+from madet.tables.grid import paper_folder
+
+WEIGHTS = paper_folder("madet") / "example.safetensors"
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return madet.load(WEIGHTS, "cpu")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "scene.png"
+    pixels = embedded("standard", "test").load(0).image
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+def test_import_is_lean():
+    code = "import sys, madet; print(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_same_boxes_as_the_command(detector, picture, tmp_path):
+    out = tmp_path / "out"
+    with redirect_stdout(StringIO()):
+        assert main(["predict", str(WEIGHTS), str(picture), "--out", str(out)]) == 0
+    written = json.loads((out / "predictions.json").read_text())["images"][0]["detections"]
+    found = detector(picture)
+    assert len(found) == len(written) > 0
+    for (name, score, box), entry in zip(found, written):
+        assert name == entry["class"] and score == pytest.approx(entry["score"], abs=1e-5)
+        assert box == pytest.approx(entry["box"], abs=0.006)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_pictures_of_other_modes(detector, picture, mode):
+    image = Image.open(picture).convert(mode)
+    assert detector(image).image.shape == (3, 96, 96)
+    if mode == "RGBA":
+        assert torch.equal(detector(np.asarray(image)).boxes, detector(picture).boxes)
+
+
+def test_folders_lists_and_batches(detector, picture, tmp_path):
+    alone = detector(picture)
+    for several in ([picture, picture], torch.stack([alone.image, alone.image])):
+        assert [len(one) for one in detector(several)] == [len(alone)] * 2
+    (one,) = detector(tmp_path)
+    assert torch.equal(one.boxes, alone.boxes) and one.path.endswith("scene.png")
+    assert detector([]) == []
+
+
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        (torch.zeros(3, 8, 8) + 200, "divide by 255"),
+        (torch.zeros(3, 8, 8) - 2, "normalized already"),
+        (np.zeros((3, 8, 8), np.uint8), "channels are first"),
+        (torch.zeros(8, 8, 3), "channels are last"),
+        (None, "NoneType"),
+        ("missing.png", "missing.png"),
+        (torch.zeros(3, 0, 8), "no pixels"),
+    ],
+)
+def test_what_is_no_picture_ends_in_a_sentence(detector, image, words):
+    with pytest.raises(BadInput, match=words):
+        detector(image)
+
+
+def test_results_for_other_libraries(detector, picture):
+    found = detector(picture)
+    entries = found.to_coco(7)
+    assert {entry["image_id"] for entry in entries} == {7}
+    assert [entry["category_id"] - 1 for entry in entries] == found.labels.tolist()
+    assert found._repr_png_().startswith(b"\x89PNG")
+    supervision = pytest.importorskip("supervision")
+    theirs = found.to_supervision()
+    assert isinstance(theirs, supervision.Detections) and len(theirs) == len(found)
+    assert theirs.data["class_name"].tolist() == found.names
+
+
+def test_functions_say_what_is_wrong(tmp_path):
+    for call, words in [
+        (lambda: madet.load(tmp_path / "x"), "does not exist"),
+        (lambda: madet.train(tmp_path / "run", stepz=3), "stepz"),
+        (lambda: madet.train(tmp_path / "run", "atts"), "atts"),
+        (lambda: madet.evaluate(WEIGHTS, split="tset"), "tset"),
+        (lambda: madet.evaluate(WEIGHTS, colour="red"), "colour"),
+        (lambda: madet.open_data(tmp_path / "x"), "does not exist"),
+    ]:
+        with pytest.raises(BadInput, match=words):
+            call()
+    assert not Path(tmp_path, "run").exists()
