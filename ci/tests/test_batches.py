@@ -4,6 +4,7 @@ Also workers that die with their parent and not before.
 """
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -504,13 +505,50 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_worker_whose_parent_died_before_it_began_ends(tmp_path):
+TOLD_TO_LEAVE = """
+import multiprocessing, os, signal, time
+from madet.data import loading
+
+def busy(begun):
+    loading._begin_worker(0)
+    signal.signal(signal.SIGTERM, lambda *_: loading._leave_after(0.1))
+    begun.set()
+    while True:  # as if a picture were so large that SIGTERM has to end it
+        time.sleep(0.01)
+
+begun = multiprocessing.Event()
+worker = multiprocessing.Process(target=busy, args=(begun,))
+worker.start()
+begun.wait()
+assert os.listdir(os.environ["TMPDIR"]), "the worker has its folder of sockets"
+worker.terminate()
+worker.join(20)
+assert worker.exitcode == 0
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path):
+    """A temporary folder for child processes, and their environment."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder, os.environ | {"TMPDIR": str(folder)}
+
+
+def test_a_worker_that_is_told_to_leave_leaves_nothing(temporary):
+    folder, environment = temporary
+    subprocess.run([sys.executable, "-c", TOLD_TO_LEAVE], check=True, env=environment)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_worker_whose_parent_died_before_it_began_ends(tmp_path, temporary):
     said = tmp_path / "said"
     with open(said, "w") as file:
-        parent = subprocess.run([sys.executable, "-c", LATE], stdout=file)
+        parent = subprocess.run([sys.executable, "-c", LATE], stdout=file, env=temporary[1])
     assert parent.returncode == -signal.SIGKILL
     worker = Path(f"/proc/{said.read_text().strip()}")
     end = time.monotonic() + 20
     while worker.exists() and " Z" not in (worker / "stat").read_text():
         assert time.monotonic() < end, "the worker outlives its parent"
         time.sleep(0.1)
+    assert list(temporary[0].iterdir()) == [], "nothing is left of its sockets"

@@ -10,6 +10,7 @@ __all__ = ['Target', 'Answer', 'Transform', 'TransformedDataset', 'name_of', 'pr
 # %% ../../nbs/data/21_loading.ipynb #9255f9e7
 import atexit
 import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -162,6 +163,7 @@ def _move(value: Any, device: torch.device | str) -> Any:
 # %% ../../nbs/data/21_loading.ipynb #d991b426
 def _begin_worker(number: int) -> None:
     """Runs first in every worker."""
+    multiprocessing.util.get_temp_dir()  # before anybody asks to leave: what is made later, nobody removes
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _leave_after(5.0))
@@ -179,7 +181,7 @@ def _report_unless_hung_up(kind: type, error: BaseException, trace: Any) -> None
 
 
 def _leave_after(seconds: float) -> None:
-    timer = threading.Timer(seconds, os._exit, (0,))
+    timer = threading.Timer(seconds, _leave, (0,))
     timer.daemon = True
     timer.start()
 
@@ -187,11 +189,15 @@ def _leave_after(seconds: float) -> None:
 def _end_with_parent(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    # sockets over which pictures are handed; nobody else is left to remove them
+    _leave(1)
+
+
+def _leave(code: int) -> None:
+    """Ends a worker at once, without its folder of sockets over which pictures are handed."""
     folder = multiprocessing.current_process()._config.get("tempdir")
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+    os._exit(code)
 
 # %% ../../nbs/data/21_loading.ipynb #2b8ed3a4
 def _same(batch: Answer) -> Answer:
