@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes.errors import BadInput
+from ..boxes.files import read_text
 from ..data.class_lists import LISTS
 from ..detectors.checkpoint_facts import RecognizedCheckpoint
 from ..detectors.checkpoints import Checkpoint, open_checkpoint
@@ -70,13 +71,7 @@ def coco_names() -> tuple[list[str], list[int]]:
 
 def read_names(path: Path | str) -> list[str]:
     """Class names of a text file, one a line. Raises BadInput where it is no text or names a class twice."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"--classes {path} cannot be read as text ({type(error).__name__}); "
-            "give a file with one class name a line."
-        ) from None
+    lines = read_text(path, "--classes takes a file with one class name a line.").splitlines()
     names = [line.strip() for line in lines if line.strip()]
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:

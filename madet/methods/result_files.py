@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..boxes.errors import BadInput
-from ..boxes.files import read_json
+from ..boxes.files import read_json, read_text
 from ..data.formats.voc import read_voc
 from ..metrics import coco
 
@@ -87,12 +87,7 @@ def read_text_folder(folder: Path | str, scored: bool) -> Pages:
     """The boxes of a folder of text files, one file an image, by file name without ending."""
     pages = {}
     for path in sorted(Path(folder).glob("*.txt")):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise BadInput(
-                f"{path} is not text in UTF-8; a line reads: class [confidence] left top width height"
-            ) from None
+        text = read_text(path, "a line reads: class [confidence] left top width height")
         pages[path.stem] = [
             read_line(line, where, scored) for line, where in filled_lines(path, text)
         ]
@@ -122,7 +117,7 @@ def listed_names(folder: Path, split: str) -> list[str]:
     """Names of images in a VOC folder's list of a split. Raises BadInput where there is no list."""
     for path in (folder / f"ImageSets/Main/{split}.txt", folder / f"ImageSets/{split}.txt"):
         if path.exists():
-            return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+            return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     raise BadInput(
         f"{folder}: there is no ImageSets/Main/{split}.txt; leave --split out, or name one that exists"
     )
@@ -147,7 +142,7 @@ def read_devkit_files(files: list[Path]) -> Pages:
     pages = {}
     for path in files:
         name = path.stem.split("_det_", 1)[1].split("_", 1)[1]
-        for line, where in filled_lines(path, path.read_text()):
+        for line, where in filled_lines(path, read_text(path)):
             words = line.split()
             if len(words) != 6:
                 raise BadInput(

@@ -19,6 +19,7 @@ import torch
 
 from ..boxes.conventions import canonical_start
 from ..boxes.errors import BadInput
+from ..boxes.files import read_text
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.rotated_iou import quad_iou_paired
 from .coco import IOUS, Item, as_array
@@ -271,10 +272,7 @@ def _row(line: str, where: str) -> _Row:
 
 def _rows(path: Path) -> list[_Row]:
     """The rows of one Task 1 file; a faint line alone stands for none."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not text in UTF-8; a line reads: {_FORM}") from None
+    lines = read_text(path, f"a line reads: {_FORM}").splitlines()
     rows = [_row(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     return [] if len(rows) == 1 and rows[0][1] <= FAINT else rows
 

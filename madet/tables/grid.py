@@ -10,6 +10,7 @@ __all__ = ['METRICS', 'PRINTED', 'FIXED', 'paper_folders', 'papers', 'paper_fold
 
 # %% ../../nbs/tables/00_grid.ipynb #a1671fc8
 import csv
+import io
 import math
 import sys
 import sysconfig
@@ -19,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..boxes.errors import BadInput
+from ..boxes.files import read_text
 from ..training.former_names import current_names
 
 # %% ../../nbs/tables/00_grid.ipynb #558e61b6
@@ -209,9 +211,13 @@ def read_grid(path: Path | str) -> list[Row]:
     path = Path(path)
     if path.is_dir():
         path = path / "grid.csv"
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
+    lines = csv.DictReader(
+        io.StringIO(read_text(path, "a grid.csv is a table of rows"), newline="")
+    )
+    try:
         rows = [read_row(cells, f"{path} line {lines.line_num}") for cells in lines]
+    except csv.Error as error:
+        raise BadInput(f"{path} line {lines.line_num}: not CSV ({error}); mend the line.") from None
     check_names(rows, path)
     return rows
 
