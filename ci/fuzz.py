@@ -4,9 +4,9 @@
     python ci/fuzz.py data --cases 50000     # label folders only
     python ci/fuzz.py weights --only 1234    # one case again, with its traceback
 
-Sound files are made once, then a copy of them is damaged and read. The kinds: `data` (label folders of every format that is
-written), `weights` (weights files and checkpoints), `results` (what `madet eval` reads), `recipes` (options, params.json,
-grid.csv). A case is its kind and its number; the seed is fixed, so a number means the same damage on every machine.
+Sound files are made once, then a copy of them is damaged and read. The kinds: `data` (label folders of every format
+that is written), `weights` (weights files and checkpoints), `results` (what `madet eval` reads), `recipes` (options,
+params.json, grid.csv). A case is its kind and its number; a number means the same damage on every machine.
 """
 
 import argparse
