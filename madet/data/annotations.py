@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .sample import Defect, Objects
+from .sample import Defect, Objects, Outline, outline_area
 
 # %% ../../nbs/data/08_annotations.ipynb #4e27bcc6
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ class Annotation:
     outline: list | dict | None = None  # [K, 2] arrays, or run lengths
     where: str = ""  # file:line or file:key
     difficulty: int = 0  # 0 plain, 1 difficult, 2 cut by a tile's edge (DOTA); a crowd has none
+    area: float | None = None  # square pixels, where the label file states them (COCO)
 
 
 @dataclass
@@ -207,11 +208,13 @@ def to_objects(
     label_of = {name: i for i, name in enumerate(classes)} | dict.fromkeys(ignored, -1)
     outlines = [_outline(annotation) for annotation in kept]
     has_outlines = any(outline is not None for outline in outlines)
+    boxes = _boxes(kept, size, geometry)
     objects = Objects(
-        boxes=_boxes(kept, size, geometry),
+        boxes=boxes,
         labels=torch.tensor([label_of[annotation.name] for annotation in kept]),
         ignore=torch.tensor([_is_ignored(annotation, ignored, learn) for annotation in kept]),
         polygons=outlines if has_outlines else None,
+        areas=_areas(kept, outlines, geometry.areas(boxes)),
     )
     return objects, [annotation.where for annotation in kept], defects
 
@@ -226,6 +229,23 @@ def _outline(annotation: Annotation) -> list | dict | None:
     if annotation.outline is not None or annotation.shape != "quad":
         return annotation.outline
     return [np.array(annotation.numbers, dtype=np.float64).reshape(4, 2)]
+
+# %% ../../nbs/data/08_annotations.ipynb #ec36cb7c
+def _areas(
+    annotations: list[Annotation], outlines: list[Outline], of_boxes: Tensor
+) -> Tensor | None:
+    """`[G]` float32: the area that labels state, else the outline's, else the box's.
+
+    None where no object has more than its box.
+    """
+    areas = of_boxes.float().tolist()
+    known = False
+    for i, (annotation, outline) in enumerate(zip(annotations, outlines)):
+        if annotation.area is None and outline is None:
+            continue
+        known = True
+        areas[i] = annotation.area if annotation.area is not None else outline_area(outline)
+    return torch.tensor(areas, dtype=torch.float32) if known else None
 
 # %% ../../nbs/data/08_annotations.ipynb #419fa57b
 def _boxes(

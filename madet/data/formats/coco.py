@@ -9,6 +9,7 @@ __all__ = ['NUMBER', 'COCO_FORMAT', 'load_json', 'read_coco', 'check_radians', '
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #b4e69031
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,15 @@ def _read_annotation(row: dict, box: list, name: str, where: str, found: LabelFi
         left, top, width, height = box
         shape, numbers = "xyxy", (left, top, left + width, top + height)
     outline = _read_outline(row.get("segmentation"), where, found)
-    return Annotation(name, shape, numbers, ignore, outline, where)
+    area = _read_area(row.get("area"))
+    return Annotation(name, shape, numbers, ignore, outline, where, area=area)
+
+
+def _read_area(area: Any) -> float | None:
+    """The area of an annotation in square pixels; None where there is none that counts as one."""
+    if not isinstance(area, NUMBER) or isinstance(area, bool):
+        return None
+    return float(area) if math.isfinite(area) and area >= 0 else None
 
 
 def check_radians(angle: float, where: str) -> None:
@@ -230,13 +239,16 @@ def check_radians(angle: float, where: str) -> None:
             "so the file seems to hold degrees; multiply its angles by pi/180."
         )
 
-
+# %% ../../../nbs/data/formats/00_coco.ipynb #ec3ecca0
 def _read_outline(segmentation: Any, where: str, found: LabelFile) -> list | dict | None:
     """COCO polygons as `[K, 2]` arrays, run lengths as they are."""
     if not segmentation:
         return None
     if isinstance(segmentation, dict) and {"size", "counts"} <= set(segmentation):
-        return segmentation
+        if _sound_runs(segmentation["size"], segmentation["counts"]):
+            return segmentation
+        found.complain(f"{where}.segmentation", "the run lengths are broken; left out")
+        return None
     try:
         parts = [np.array(part, dtype=np.float64).reshape(-1, 2) for part in segmentation]
         sound = [part for part in parts if len(part) >= 3 and np.isfinite(part).all()]
@@ -249,6 +261,19 @@ def _read_outline(segmentation: Any, where: str, found: LabelFile) -> list | dic
             "that part is left out",
         )
     return sound or None
+
+
+def _sound_runs(size: Any, counts: Any) -> bool:
+    """Whether pycocotools can unpack run lengths: it trusts what it is given."""
+    if not isinstance(size, list) or len(size) != 2:
+        return False
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        return False
+    if isinstance(counts, str):
+        return re.fullmatch("[0-o]*[0-O]", counts) is not None
+    if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
+        return False
+    return sum(counts) == size[0] * size[1]
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #0c04c797
 _LIST = re.compile(r'"(images|annotations?)"\s*:\s*\[')
