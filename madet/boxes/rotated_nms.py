@@ -163,8 +163,67 @@ def _suppress_rest(
             beaten = _overlapping(index, winner[alive], other[alive], threshold)[1]
             suppressed[beaten] = True
 
+# %% ../../nbs/boxes/06_rotated_nms.ipynb #929c8eab
+_STRIP, _ROWS = 1 << 15, 128  # cells and rows of a strip of the table
+_BLOCK, _GROWTH = 128, 4  # boxes of each group in the first block
+
+
+def _strips(first: list[int], last: list[int]) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of strips of a table whose row r has the columns `first[r]` to `last[r]`, both rising."""
+    start = 0
+    while start < len(first):
+        width = max(1, last[start] - first[start])
+        end = min(len(first), start + max(1, min(_STRIP // width, _ROWS)))
+        yield slice(start, end), slice(first[start], max(first[start], last[end - 1]))
+        start = end
+
+
+def _compared(index: SpatialIndex, a: Tensor, b: Tensor, threshold: float) -> _Pairs:
+    """Pairs (of a, a worse one of b) of one group that overlap by more than `threshold`.
+
+    `a` and `b` are sorted by group, then by rank."""
+    count = len(index.groups)
+    place = index.groups[b] * count + b
+    first = torch.searchsorted(place, index.groups[a] * count + a, right=True)
+    last = torch.searchsorted(place, (index.groups[a] + 1) * count)
+    share = max(threshold - 1e-6, 0.0)
+    least = index.areas * (share / (1 + share))  # of the common part, added for both
+    one, two = index.bounds[:, a, None], index.bounds[:, b]
+    found = [(a[:0], b[:0])]
+    for rows, columns in _strips(first.tolist(), last.tolist()):
+        p, q = one[:, rows], two[:, columns]
+        wide = torch.minimum(p[2], q[2]).sub_(torch.maximum(p[0], q[0])).clamp_(min=0)
+        high = torch.minimum(p[3], q[3]).sub_(torch.maximum(p[1], q[1]))
+        near = wide.mul_(high) > least[a[rows], None] + least[b[columns]]
+        i, j = near.nonzero(as_tuple=True)
+        found.append((a[rows][i], b[columns][j]))
+    i, j = (torch.cat(side) for side in zip(*found))
+    fits = (i < j) & (index.groups[i] == index.groups[j])
+    return _overlapping(index, i[fits], j[fits], threshold)
+
+
+def _suppress_compared(index: SpatialIndex, threshold: float) -> Tensor:
+    """`greedy_nms` by comparing all bounds of a group."""
+    rest = index.groups.argsort(stable=True)
+    groups = index.groups[rest]
+    rank = torch.arange(len(rest), device=rest.device) - torch.searchsorted(groups, groups)
+    suppressed = torch.zeros_like(groups, dtype=torch.bool)
+    end = size = _BLOCK
+    while len(rest):
+        now = rank < end
+        block, rest, rank = rest[now], rest[~now], rank[~now]
+        _suppress_inside(*_compared(index, block, block, threshold), suppressed)
+        kept = block[~suppressed[block]]
+        suppressed[_compared(index, kept, rest, threshold)[1]] = True
+        alive = ~suppressed[rest]
+        rest, rank = rest[alive], rank[alive]
+        size *= _GROWTH
+        end += size
+    return (~suppressed).nonzero()[:, 0]
+
 # %% ../../nbs/boxes/06_rotated_nms.ipynb #02d75a64
 _FIRST, _LARGEST = 256, 8192  # boxes in a block
+_COMPARED = {"cpu": 1 << 23}  # at most so many pairs go without the grid; on other devices none do
 
 
 def greedy_nms(index: SpatialIndex, threshold: float) -> Tensor:
@@ -176,6 +235,9 @@ def greedy_nms(index: SpatialIndex, threshold: float) -> Tensor:
         raise BadInput(
             f"the threshold of suppression is {threshold:g}; give an overlap from 0 to 1"
         )
+    most = _COMPARED.get(index.groups.device.type)
+    if most is not None and index.groups.bincount().square().sum() <= most:
+        return _suppress_compared(index, threshold)
     suppressed = torch.zeros_like(index.levels, dtype=torch.bool)
     rest = torch.arange(len(suppressed), device=suppressed.device)
     kept = []
