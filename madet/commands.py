@@ -74,7 +74,7 @@ RECIPE_FIELDS = ("data", "labels", "ignore_class", "level", "image_size", "test_
 
 
 def run_test(args: Namespace, put: Put) -> int:
-    """`madet test`: 0."""
+    """`madet test`: 0, or 2 where pictures or detections could not be written beside the score."""
     from madet.methods.score import score_detector, score_table
 
     typed = {name: getattr(args, name) for name in RECIPE_FIELDS}
@@ -91,7 +91,10 @@ def run_test(args: Namespace, put: Put) -> int:
     )
     print(score_table(answer))
     put(answer)
-    return 0
+    failures = answer.get("errors", [])
+    if failures and not args.json:
+        raise BadInput("\n".join(failures))
+    return 2 if failures else 0
 
 
 def run_parity(args: Namespace, put: Put) -> int:

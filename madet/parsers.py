@@ -93,7 +93,7 @@ def add_predict(subparsers: argparse._SubParsersAction) -> None:
         "--out",
         metavar="DIR",
         required=True,
-        help="folder for the drawn pictures and predictions.json",
+        help="folder for the drawn pictures, predictions.json, and results.json (COCO) or Task 1 files",
     )
     parser.add_argument(
         "--threshold", type=float, default=0.3, help="lowest score that is drawn and written [0.3]"
@@ -192,7 +192,7 @@ def add_test(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for metrics.json and pictures, and for detections.json and Task 1 files of rotated boxes [none]",
+        help="folder for metrics.json, pictures, and results.json (COCO) or detections.json and Task 1 files [none]",
     )
     add_trust(parser, "a weights file")
     add_json(parser, "the scores as one JSON document on standard output")

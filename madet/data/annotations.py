@@ -200,7 +200,8 @@ def to_objects(
     for annotation in annotations:
         usable, sentence = check_annotation(annotation, size)
         if sentence:
-            defects.append(Defect(annotation.where, sentence))
+            loses = "" if usable else "object"
+            defects.append(Defect(annotation.where, sentence, loses))
         if usable:
             kept.append(uncrossed(annotation))
     if not kept:

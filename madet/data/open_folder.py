@@ -259,6 +259,8 @@ def _make_dataset(
         split=split,
         defects=opened.file_defects + made.defects,
         said=opened.said + said + difficulties + made.said,
+        missing_images=made.lost("picture") + opened.parts.unmet[canonical(split)],
+        dropped_boxes=made.lost("object"),
     )
 
 

@@ -45,7 +45,7 @@ class DatasetBuilder:
             stored, seen = header(entry.image)
         except BadInput as error:
             why = str(error).removeprefix(f"{entry.image} ").rstrip(".")
-            self.defects.append(Defect(str(entry.image), why))
+            self.defects.append(Defect(str(entry.image), why, "picture"))
             return
         size = seen if labels is None else self._frame(labels, stored, seen)
         if stored != seen:
@@ -70,6 +70,10 @@ class DatasetBuilder:
         if declared is not None and tuple(declared) != seen:
             self.defects.append(_other_size(labels.where, declared, seen))
         return seen
+
+    def lost(self, what: str) -> int:
+        """How many of the defects cost a `picture` or an `object`."""
+        return sum(defect.loses == what for defect in self.defects)
 
     def finish(self) -> "DatasetBuilder":
         """Says what was seen on the way and makes every record's id unique."""
@@ -105,6 +109,7 @@ def _missing_picture(labels: ImageAnnotations) -> Defect:
     return Defect(
         labels.where,
         f"its picture {labels.key} is missing; left out, put the picture there or delete the entry",
+        "picture",
     )
 
 

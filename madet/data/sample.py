@@ -106,6 +106,7 @@ class Defect:
 
     where: str
     what: str
+    loses: str = ""  # "picture" or "object", where one is left out because of it
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -147,6 +148,8 @@ class Dataset:
     defects: list[Defect] = field(default_factory=list)
     # what was detected and decided, one sentence each
     said: list[str] = field(default_factory=list)
+    missing_images: int = 0  # that labels or lists name, and that cannot be read
+    dropped_boxes: int = 0  # that labels hold, and that cannot be used
 
     def __len__(self) -> int:
         return len(self.records)

@@ -9,7 +9,7 @@ __all__ = ['ImageEntry', 'PictureIndex', 'stem_of', 'shared_start', 'Splits', 'f
 
 # %% ../../nbs/data/13_splits.ipynb #6af55e7a
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class Splits:
     entries: dict[str, list[ImageEntry]]
     defects: list[Defect] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    unmet: Counter = field(default_factory=Counter)  # names on a split's list without labels
 
 
 def find_splits(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex) -> Splits:
@@ -181,6 +182,7 @@ def _add_listed(parts: Splits, split: str, chosen: list[ImageEntry], missing: li
     if chosen:
         parts.entries[split] = chosen
         parts.defects += missing
+        parts.unmet[canonical(split)] += len(missing)
     elif missing:
         parts.said.append(
             f"The list of {split} names {len(missing)} images, none of which has labels; "

@@ -86,8 +86,8 @@ def train_run(
         share_cores(10**6)
         device = device or "cpu"
 
-    def draw_pictures() -> None:
-        draw(out, device or "cpu")
+    def draw_pictures(found: list[dict[str, Any]] | None = None) -> None:
+        draw(out, device or "cpu", found=found)
 
     metrics = run(
         parsed.recipe,
@@ -113,18 +113,24 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def draw(out: Path | str, device: str = "", most: int = 1000) -> list[Path]:
+def draw(
+    out: Path | str, device: str = "", most: int = 1000, found: list[dict[str, Any]] | None = None
+) -> list[Path]:
     """Draw the pictures of a finished run from its best weights, on at most `most` images of the test set.
 
-    Gives their paths.
+    `found`: detections on the whole test set, where they are known already. Gives the paths.
     """
     model, recipe, _ = detector_from(out)
     test = open_splits(recipe, model.boxes)["test"]
-    model.to(pick_device(device))
     step = -(-len(test) // most)  # rounded up
-    views = views_of(recipe)
-    batch = 8 if len(views) == 1 else 1
-    found = detect(model, test, views, batch, indices=list(range(0, len(test), step)))
+    shown = list(range(0, len(test), step))
+    if found is None:
+        model.to(pick_device(device))
+        views = views_of(recipe)
+        found = detect(model, test, views, 8 if len(views) == 1 else 1, indices=shown)
+    else:
+        wanted = {test.records[i].image_id for i in shown}
+        found = [one for one in found if one["image_id"] in wanted]
     return draw_run(out, found, test, score_of(test, found), read_log(Path(out) / "log.jsonl"))
 
 # %% ../../nbs/methods/20_train.ipynb #12f3c772

@@ -520,14 +520,17 @@ def _check_labels(side: Item, count: int) -> None:
 
 
 def record_truths(records: Iterable[Any]) -> list[Item]:
-    """Truth in the form of `truth_dict` of data records (image_id, width, height, objects)."""
+    """Truth in the form of `truth_dict` of data records (image_id, width, height, objects).
+
+    With areas where the labels state some or have outlines; else those of the boxes count."""
     truths = []
     for r in records:
         of = r.objects
         shape = dict(image_id=r.image_id, width=r.width, height=r.height)
-        truths.append(
-            dict(shape, boxes=of.boxes, labels=of.labels, ignore=of.ignore, masks=of.polygons)
+        truth = dict(
+            shape, boxes=of.boxes, labels=of.labels, ignore=of.ignore, masks=of.polygons
         )
+        truths.append(truth if of.areas is None else truth | dict(areas=of.areas))
     return truths
 
 

@@ -23,6 +23,7 @@ from ..boxes.files import read_text
 from ..boxes.geometry import Rotated, Upright
 from ..boxes.rotated_iou import quad_iou_paired
 from .coco import IOUS, Item, as_array
+from .file_names import as_file_name, as_word, from_file_name, from_word
 from .voc import MODES, Pairs, pair_up, score_pairs
 
 # %% ../../nbs/metrics/04_dota.ipynb #bc166ffc
@@ -209,11 +210,8 @@ def _line(image: str, score: float, corners: Iterable[float]) -> str:
 
 
 def _check_writable(name: str, quads: np.ndarray, scores: np.ndarray) -> None:
-    if len(name.split()) != 1:
-        raise BadInput(
-            f"image {name!r} has a blank in its name, which a Task 1 file cannot hold; "
-            "rename the image"
-        )
+    if not name:
+        raise BadInput("an image has an empty name; a line of a Task 1 file begins with its name")
     if not (np.isfinite(quads).all() and np.isfinite(scores).all()):
         raise BadInput(
             f"image {name!r} has a box or a score that is not finite; leave such detections out"
@@ -227,7 +225,8 @@ def write_task1(
 
     `results`: dicts (image_id, boxes as in `as_quads`, scores, labels). A class without detections
     gets one line of score `FAINT` that hits nothing, as the server refuses empty files; none with
-    `fill` off. Raises BadInput for image ids with blanks and for numbers that are not finite."""
+    `fill` off. Blanks in image ids are written as %20, and what no file can be called likewise
+    (`metrics.file_names`). Raises BadInput for numbers that are not finite."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: [] for name in classes}
@@ -236,14 +235,14 @@ def write_task1(
         scores = np.asarray(one["scores"], float)
         _check_writable(image, quads, scores)
         for score, label, corners in zip(scores, np.asarray(one["labels"]), quads):
-            rows[classes[int(label)]].append((float(score), image, corners))
-    some_image = str(results[0]["image_id"]) if results else "P0000"
+            rows[classes[int(label)]].append((float(score), as_word(image), corners))
+    some_image = as_word(str(results[0]["image_id"])) if results else "P0000"
     faint = _line(some_image, FAINT, (0, 0, 1, 0, 1, 1, 0, 1)) if fill else ""
     paths = []
     for name, mine in rows.items():
         mine = sorted(mine, key=lambda row: -row[0])
         lines = [_line(image, score, corners) for score, image, corners in mine]
-        paths.append(folder / f"Task1_{name}.txt")
+        paths.append(folder / f"Task1_{as_file_name(name)}.txt")
         paths[-1].write_text("".join(lines) or faint, encoding="utf-8")
     return paths
 
@@ -258,7 +257,7 @@ def _row(line: str, where: str) -> _Row:
     if len(words) != 10:
         raise BadInput(
             f"{where}: {len(words)} words where ten are needed; "
-            f"write {_FORM}, image names without blanks"
+            f"write {_FORM}, image names with %20 for a blank"
         )
     written = " ".join(words[1:])
     try:
@@ -267,7 +266,7 @@ def _row(line: str, where: str) -> _Row:
         raise BadInput(f"{where}: {written!r} are not all numbers; write {_FORM}") from None
     if not all(map(math.isfinite, numbers)):
         raise BadInput(f"{where}: {written!r} holds a number that is not finite; remove the line")
-    return words[0], numbers[0], numbers[1:]
+    return from_word(words[0]), numbers[0], numbers[1:]
 
 
 def _rows(path: Path) -> list[_Row]:
@@ -295,9 +294,11 @@ def read_task1(
 
     Results are dicts image_id, boxes [N, 8] pixels, scores, labels, one for each image. `classes`:
     names in label order, None: those of the files, sorted; a file of another class is added behind
-    them (capitals aside: mmrotate writes DIOR-R's names small). Raises BadInput, naming file and
-    line, where a file cannot be read."""
-    paths = {p.stem.removeprefix("Task1_"): p for p in sorted(Path(folder).glob("Task1_*.txt"))}
+    them (capitals aside: mmrotate writes DIOR-R's names small). Names that `write_task1` encoded
+    come back. Raises BadInput, naming file and line, where a file cannot be read."""
+    paths = {}
+    for path in sorted(Path(folder).glob("Task1_*.txt")):
+        paths[from_file_name(path.stem.removeprefix("Task1_"))] = path
     if not paths:
         raise BadInput(
             f"{folder} holds no Task1_<class>.txt; "

@@ -150,7 +150,7 @@ def _best_meant(one: Item, kind: int) -> dict[int, int]:
 def _without_missed(one: Item) -> Item:
     """The truth of a sorted image without the objects that were missed."""
     left = np.flatnonzero(~one["missed"]).tolist()
-    truth = {k: v for k, v in one["truth"].items() if k != "masks"}
+    truth = {k: v for k, v in one["truth"].items() if k not in ("masks", "areas")}
     return truth | {k: truth[k][left] for k in ("boxes", "labels", "ignore")}
 
 

@@ -6,7 +6,8 @@ Docs: https://madet.github.io/madet/training/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['Transform', 'KEYS', 'resizing', 'sized', 'views_of', 'detect', 'detect_view', 'to_original', 'merged',
-           'postprocess_of', 'UnlabelledImages', 'detect_images', 'evaluate', 'truths_of', 'score_of']
+           'postprocess_of', 'UnlabelledImages', 'detect_images', 'evaluate', 'check_classes', 'evaluate_found',
+           'gaps_of', 'gaps_in_words', 'truths_of', 'score_of']
 
 # %% ../../nbs/training/08_evaluate.ipynb #365f159d
 from collections.abc import Callable
@@ -209,17 +210,61 @@ def evaluate(
 
     For upright boxes COCO's with APs, APm, APl, for rotated ones DOTA's with AP50_11point, AP50_area and `mode`, and AP
     over the slices of `metrics.slices`: AP_compact, AP_oblong, AP_elongated, AP_alone, AP_crowded, `slice_objects`.
-    Only images that could be read count. Raises BadInput where the detector has other classes than the data.
+    Only images that could be read count; how many could not stands beside them (`gaps_of`). Raises BadInput where the
+    detector has other classes than the data.
     """
+    check_classes(model, dataset)
+    results = detect(model, dataset, transform, batch, workers, indices)
+    return evaluate_found(dataset, results, indices)
+
+
+def check_classes(model: nn.Module, dataset: Any) -> None:
+    """Raise BadInput where the detector has another number of classes than the data."""
     classes = dataset.classes
     if getattr(model, "num_classes", len(classes)) != len(classes):
         raise BadInput(
             f"the detector has {model.num_classes} classes, the data {dataset.name} {len(classes)} "
             f"({', '.join(classes[:8])}); evaluate it on data with its own classes"
         )
-    results = detect(model, dataset, transform, batch, workers, indices)
+
+
+def evaluate_found(
+    dataset: Any, results: list[dict[str, Any]], indices: Any = None
+) -> dict[str, Any]:
+    """The scores of `evaluate` from what `detect` gave for the images `indices` (None: all)."""
+    classes = dataset.classes
     slices = slice_scores(truths_of(dataset, results), results, classes, dataset.geometry)
-    return coco_json(score_of(dataset, results)) | slice_numbers(slices)
+    score = coco_json(score_of(dataset, results)) | slice_numbers(slices)
+    return score | gaps_of(dataset, results, indices)
+
+
+def gaps_of(
+    dataset: Any, results: list[dict[str, Any]], indices: Any = None
+) -> dict[str, int]:
+    """What a score does not know of: {missing_images, dropped_boxes}.
+
+    Images that labels or lists name and that could not be read, and boxes of the labels that could not be used. Of
+    a part of the data (`indices`), only its own images that were not read.
+    """
+    if indices is not None:
+        return {"missing_images": len(indices) - len(results), "dropped_boxes": 0}
+    unread = len(dataset.records) - len(results)
+    return {
+        "missing_images": getattr(dataset, "missing_images", 0) + unread,
+        "dropped_boxes": getattr(dataset, "dropped_boxes", 0),
+    }
+
+
+def gaps_in_words(score: dict[str, Any]) -> str:
+    """A sentence about the gaps of a score (`gaps_of`); '' where it is of all images and boxes."""
+    missing, dropped = score.get("missing_images", 0), score.get("dropped_boxes", 0)
+    parts = []
+    if missing:
+        parts.append(f"of {score['images']} of {score['images'] + missing} images, {missing} missing")
+    if dropped:
+        parts.append(f"without {dropped} truth {'box' if dropped == 1 else 'boxes'} left out as unusable")
+    cure = "madet data show lists what is wrong"
+    return f"The score is {' and '.join(parts)}: {cure}." if parts else ""
 
 
 def truths_of(dataset: Any, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

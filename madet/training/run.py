@@ -34,7 +34,15 @@ from ..data.open_folder import OpenedFolder
 from ..data.sample import Dataset, Record
 from .checkpoint import load_weights, preserve_rng, seed_everything
 from .distributed import barrier, max_over_ranks, processes, rank, world, wrap_ddp
-from .evaluate import evaluate, resizing, sized, views_of
+from madet.training.evaluate import (
+    check_classes,
+    detect,
+    evaluate_found,
+    gaps_in_words,
+    resizing,
+    sized,
+    views_of,
+)
 from madet.training.loop import (
     BatchStream,
     Plan,
@@ -166,7 +174,7 @@ def run(
     channels_last: bool = True,
     slower: dict[str, float] | None = None,
     stream: TextIO | None = None,
-    conclude: Callable[[], Any] | None = None,
+    conclude: Callable[[list[dict[str, Any]]], Any] | None = None,
 ) -> dict[str, Any]:
     """Train a recipe into the folder `out` and return what its metrics.json holds.
 
@@ -175,7 +183,8 @@ def run(
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: all of them)
     minutes:  length of a run that has neither steps nor epochs
     geometry: the kind of box to train on, or a function (method_options) -> geometry
-    conclude: called before metrics.json is written, so that a finished run has what it makes; not with processes
+    conclude: called with the test detections before metrics.json is written, so that a finished run has what it
+              makes; not with processes
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
     Raises BadInput with a sentence, or Interrupted (a KeyboardInterrupt) once the run is saved.
     """
@@ -276,18 +285,21 @@ class Scorer:
     parts: dict[str, Dataset]
     recipe: Recipe
 
-    def score(self, model: nn.Module, part: str, views: tuple) -> dict[str, Any]:
-        """The scores on one part, each image looked at under all `views`."""
+    def detect(self, model: nn.Module, part: str, views: tuple) -> list[dict[str, Any]]:
+        """The detections on one part, each image looked at under all `views`."""
+        check_classes(model, self.parts[part])
         batch = scored_batch(self.recipe, views)
-        return evaluate(model, self.parts[part], views, batch, self.recipe.workers)
+        return detect(model, self.parts[part], views, batch, self.recipe.workers)
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The scores on the validation part, at one size."""
-        return self.score(model, "val", (resizing(self.recipe.image_size),))
+        found = self.detect(model, "val", (resizing(self.recipe.image_size),))
+        return evaluate_found(self.parts["val"], found)
 
-    def test(self, model: nn.Module) -> dict[str, Any]:
-        """The scores on the test part, under all views of the recipe."""
-        return self.score(model, "test", views_of(self.recipe))
+    def test(self, model: nn.Module) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The scores on the test part, under all views of the recipe, and the detections."""
+        found = self.detect(model, "test", views_of(self.recipe))
+        return evaluate_found(self.parts["test"], found), found
 
 
 def scored_batch(recipe: Recipe, views: tuple) -> int:
@@ -302,18 +314,22 @@ def conclude_run(
     scale: str,
     folder: RunFolder,
     signals: Signals,
-    conclude: Callable[[], Any] | None,
+    conclude: Callable[[list[dict[str, Any]]], Any] | None,
     say: Speaker,
 ) -> dict[str, Any]:
     """Score the best weights on the test part and write metrics.json; gives what it holds."""
     barrier()
     load_weights(state.model, folder.best)
     say(f"scoring {len(scorer.parts['test'])} test images")
-    scores = scorer.test(state.model)
+    scores, found = scorer.test(state.model)
     metrics = {"test": scores} | summary(state, plan, scorer.recipe, scale)
     if folder.writes:
         if conclude and world() == 1:  # a picture of one process would wait for the others
-            conclude()
+            try:
+                conclude(found)
+            except Exception:  # what was computed is kept, whatever cannot be drawn or written
+                folder.keep(folder.metrics, metrics)
+                raise
         if signals.caught:  # it came where Python drops exceptions, as in a destructor
             raise Interrupted("interrupted after the last step; continue with --resume")
         folder.keep(folder.metrics, metrics)
@@ -321,6 +337,8 @@ def conclude_run(
         f"test AP {percent(scores['AP'])}, AP50 {percent(scores['AP50'])} after {plan.steps} steps "
         f"and {in_words(state.seconds)}; everything is in {folder.path}"
     )
+    if gaps := gaps_in_words(scores):
+        say(gaps)
     return metrics
 
 # %% ../../nbs/training/09_run.ipynb #09a00003

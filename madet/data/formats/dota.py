@@ -89,7 +89,7 @@ def read_dota(path: Path | str) -> ImageAnnotations:
             image.annotations.append(annotation)
         else:
             what = f"{annotation}; the line is left out, write it as {_LAYOUT}"
-            image.defects.append(Defect(where, what))
+            image.defects.append(Defect(where, what, "object"))
     if image.defects and not image.annotations and not any(map(_is_like_an_object, lines)):
         first = image.defects[0]
         raise BadInput(
