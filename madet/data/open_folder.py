@@ -197,6 +197,7 @@ def _opening_sentences(opened: OpenedFolder) -> list[str]:
             "choose another with --labels NAME."
         )
     said += _geometry_sentence(opened)
+    said += _unwritable_names(opened)
     if opened.list_said:
         said.append(opened.list_said)
     if opened.ignored:
@@ -220,6 +221,26 @@ def _geometry_sentence(opened: OpenedFolder) -> list[str]:
     if isinstance(opened.geometry, Rotated) and opened.source.files and not opened.source.rotated:
         return ["The labels are upright; rotated training takes them at angle zero."]
     return []
+
+
+def _unwritable_names(opened: OpenedFolder) -> list[str]:
+    """What becomes of names in DOTA's result files, where blanks part words and files are called after classes."""
+    if not isinstance(opened.geometry, Rotated):
+        return []
+    said, pictures = [], set()
+    for entries in opened.parts.entries.values():
+        pictures.update(entry.image.name for entry in entries if entry.image is not None)
+    if spaced := sorted(name for name in pictures if len(Path(name).stem.split()) > 1):
+        said.append(
+            f"{len(spaced)} pictures have blanks in their names (the first is {spaced[0]}); "
+            "Task 1 files hold a blank as %20, and madet eval reads it back."
+        )
+    if odd := [name for name in opened.classes if set(name) & set('/\\:*?"<>|')]:
+        said.append(
+            f"No file can be called after {', '.join(odd)}; Task 1 files have such characters "
+            "as % and two digits, and madet eval reads them back."
+        )
+    return said
 
 
 def _unlisted_defects(parts: Splits, sentences: dict[str, str]) -> list[Defect]:

@@ -6,13 +6,13 @@ Docs: https://madet.github.io/madet/methods/result_files.html.md"""
 
 # %% auto #0
 __all__ = ['Pages', 'SHAPE', 'Box', 'finite_numbers', 'read_line', 'filled_lines', 'read_text_folder', 'read_xml_folder',
-           'listed_names', 'coco_pages', 'read_devkit_files', 'read_pair', 'read_coco_pair']
+           'listed_names', 'coco_pages', 'read_devkit_files', 'read_pair', 'by_names', 'read_coco_pair']
 
 # %% ../../nbs/methods/26_result_files.ipynb #956db151
 import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..boxes.errors import BadInput
 from ..boxes.files import read_json, read_text
@@ -189,11 +189,44 @@ def read_pair(
     return pages, found, True
 
 
+def by_names(listed: Any, whole: Any) -> Any:
+    """A result list whose entries name their picture and class, with the numbers that the truth `whole` has for them.
+
+    `madet test` and `madet predict` write `file_name` and `category_name` where labels have no numbers. A name that
+    the truth does not have leaves the entry as it is; anything that is no such list comes back itself.
+    """
+    if not isinstance(listed, list) or not isinstance(whole, dict):
+        return listed
+    images = _numbers_of(whole.get("images"), "file_name")
+    categories = _numbers_of(whole.get("categories"), "name")
+    found = []
+    for entry in listed:
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+            image = images.get(entry["file_name"], entry.get("image_id"))
+            named = entry.get("category_name")
+            entry = entry | {"image_id": image}
+            if isinstance(named, str):
+                entry |= {"category_id": categories.get(named, named)}
+        found.append(entry)
+    return found
+
+
+def _numbers_of(rows: Any, key: str) -> dict[str, Any]:
+    """The id of each row of a COCO table by its name without folders, where only one row is called so."""
+    numbers: dict[str, Any] = {}
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and isinstance(row.get(key), str) and "id" in row:
+            name = row[key] if key == "name" else row[key].replace("\\", "/").rsplit("/")[-1]
+            numbers[name] = row["id"] if name not in numbers else None
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
 def read_coco_pair(truth: Path, results: Path) -> tuple[Pages, Pages]:
     """(truth, detections) of two COCO files; the second is a result list, or a dictionary with scores."""
     whole = read_json(truth)
     listed = read_json(results)
     coco.check_truth(whole, where=str(truth))
+    listed = by_names(listed, whole)
     listed = coco.check_results(listed, whole, where=str(results))
     names = coco.category_names(whole["categories"])
     ids = [image["id"] for image in whole["images"]]
