@@ -94,7 +94,7 @@ def test_rotated_boxes_against_a_clipper():
     code, answer, heard = answer_of("rotated", "--tiny")
     assert (
         code == 0
-        and len(answer["rows"]) == 8
+        and len(answer["rows"]) == 9
         and all(next(iter(row["sides"])) == "madet" for row in answer["rows"])
     )
     table, priors = answer["rows"][:2]

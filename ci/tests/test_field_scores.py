@@ -5,6 +5,7 @@ answer instead of trained.
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from madet.methods import predict as predicting
 from madet.methods import save_results, score
 from madet.metrics.dota import dota_truths, read_task1, write_task1
 from madet.training.recipe import Recipe
+from madet.training.run import run
 
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -483,3 +485,54 @@ def test_an_old_folder_of_results_is_read_as_before(tmp_path):
     found, classes = read_task1(tmp_path)
     assert classes == ["50%", "small vehicle"]
     assert {one["image_id"] for one in found} == {"P1", "P%1"}
+
+
+# ---- the end of a training
+
+
+class Toy(nn.Module):
+    """Says one box a picture, and learns a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images, targets=None):
+        if self.training:
+            return {"loss": (self.weight - 1).square().sum()}
+        box = torch.tensor([[5.0, 5, 25, 25]])
+        return [dict(boxes=box, scores=torch.ones(1), labels=torch.tensor([0])) for _ in images]
+
+
+def toy_run(folder, conclude):
+    """Two steps of the toy on a COCO folder of which one test picture is missing."""
+    coco_folder(folder / "data", [(0, 0, [5, 5, 20, 20], {}), (1, 0, [5, 5, 20, 20], {})])
+    labels = folder / "data/annotations"
+    shutil.copy(labels / "instances_test.json", labels / "instances_train.json")
+    document = json.loads((labels / "instances_test.json").read_text())
+    document["images"].append(dict(id=99, file_name="gone.png", width=64, height=48))
+    document["annotations"].append(document["annotations"][0] | dict(id=99, bbox=[5, 5, 0, 9]))
+    (labels / "instances_test.json").write_text(json.dumps(document))
+    recipe = Recipe(method="toy", data=str(folder / "data"), image_size="64", steps=2, warmup=0)
+    with open(folder / "said.txt", "w") as stream:
+        how = dict(device="cpu", stream=stream, conclude=conclude)
+        return run(recipe, None, lambda *_: Toy(), folder / "out", **how)
+
+
+def test_training_says_what_its_test_score_is_of(tmp_path):
+    seen = []
+    metrics = toy_run(tmp_path, seen.append)
+    assert (metrics["test"]["missing_images"], metrics["test"]["dropped_boxes"]) == (1, 1)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["test"] == metrics["test"]
+    said = (tmp_path / "said.txt").read_text()
+    assert "of 2 of 3 images, 1 missing" in said and "without 1 truth box" in said
+    assert len(seen[0]) == 2 and {"image_id", "boxes"} <= seen[0][0].keys()
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run_its_score(tmp_path):
+    def broken(found):
+        raise OSError(28, "No space left on device", "mistakes.png")
+
+    with pytest.raises(OSError):
+        toy_run(tmp_path, broken)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["test"]["AP"] == 1

@@ -21,7 +21,7 @@ from .discover import Layout, choose_source, discover
 from .formats.table import FORMATS
 from .label_file import LabelFile
 from .label_sources import Source, list_sources
-from .records import DatasetBuilder
+from .records import DatasetBuilder, lost
 from .sample import Dataset, Defect
 from .split_names import canonical, split_of, split_of_json
 from .splits import ImageEntry, PictureIndex, Splits, find_splits, resolve_split
@@ -222,7 +222,7 @@ def _geometry_sentence(opened: OpenedFolder) -> list[str]:
         return ["The labels are upright; rotated training takes them at angle zero."]
     return []
 
-
+# %% ../../nbs/data/16_open_folder.ipynb #6a839804
 def _unwritable_names(opened: OpenedFolder) -> list[str]:
     """What becomes of names in DOTA's result files, where blanks part words and files are called after classes."""
     if not isinstance(opened.geometry, Rotated):
@@ -280,8 +280,8 @@ def _make_dataset(
         split=split,
         defects=opened.file_defects + made.defects,
         said=opened.said + said + difficulties + made.said,
-        missing_images=made.lost("picture") + opened.parts.unmet[canonical(split)],
-        dropped_boxes=made.lost("object"),
+        missing_images=lost(made.defects, "picture") + opened.parts.unmet[canonical(split)],
+        dropped_boxes=lost(made.defects, "object"),
     )
 
 

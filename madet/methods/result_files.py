@@ -188,7 +188,7 @@ def read_pair(
         print(f"note: {results} holds no .txt file, so nothing was found", file=sys.stderr)
     return pages, found, True
 
-
+# %% ../../nbs/methods/26_result_files.ipynb #924acf3f
 def by_names(listed: Any, whole: Any) -> Any:
     """A result list whose entries name their picture and class, with the numbers that the truth `whole` has for them.
 

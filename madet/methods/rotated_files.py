@@ -87,7 +87,7 @@ def truths_of_pages(pages: list[ImageAnnotations], classes: tuple[str, ...]) -> 
     _note_odd_objects([mark for page in pages for mark in page.annotations])
     return [_truth_of(page, classes) for page in pages]
 
-
+# %% ../../nbs/methods/27_rotated_files.ipynb #bad83a85
 def check_page(page: ImageAnnotations) -> None:
     """Raise BadInput where a line of a text file cannot be read, or holds what is no finite number."""
     cure = "repair the line, a score needs the whole truth"
@@ -167,14 +167,14 @@ def read_rotated_truth(
     if dataset.defects:
         first = f"{len(dataset.defects)} defects in {path}, the first: {dataset.defects[0]}"
         print(f"note: {first}", file=sys.stderr)
-    if gaps := gaps_in_words({"images": len(dataset)} | gaps_of(dataset, dataset.records)):
+    if gaps := gaps_in_words({"images": len(dataset)} | gaps_of(dataset, [{}] * len(dataset))):
         print(f"note: {gaps}", file=sys.stderr)
     names = {record.path.stem: record.image_id for record in dataset.records}
     names |= {record.path.name: record.image_id for record in dataset.records}
     names |= {str(record.image_id): record.image_id for record in dataset.records}
     return dota.dota_truths(dataset), dataset.classes, names
 
-
+# %% ../../nbs/methods/27_rotated_files.ipynb #76a2e3f8
 def _truth_of_entries(
     opened: OpenedFolder, entries: list[ImageEntry]
 ) -> tuple[list[dict], tuple[str, ...], dict[str, int | str]]:
@@ -182,10 +182,10 @@ def _truth_of_entries(
     for sentence in opened.said:
         print(f"note: {sentence}", file=sys.stderr)
     pages = [entry.labels for entry in entries if entry.labels is not None]
-    names = {str(page.image_id): page.image_id for page in pages}
+    names: dict[str, int | str] = {str(page.image_id): str(page.image_id) for page in pages}
     for entry in entries:
         if entry.image is not None and entry.labels is not None:
-            names[entry.image.name] = entry.labels.image_id
+            names[entry.image.name] = str(entry.labels.image_id)
     return truths_of_pages(pages, opened.classes), opened.classes, names
 
 # %% ../../nbs/methods/27_rotated_files.ipynb #8d8dd536

@@ -56,7 +56,7 @@ def coco_results(found: Sequence[dict], dataset: Dataset) -> list[dict]:
 
     `found`: what `madet.training.evaluate.detect` gives. Nothing is rounded.
     """
-    ids = {record.image_id: record.image_id for record in dataset.records}
+    ids: dict[Any, Any] = {record.image_id: record.image_id for record in dataset.records}
     listed = result_list(found, ids)
     numbers = category_numbers(dataset)
     files = {record.image_id: Path(record.path).name for record in dataset.records}

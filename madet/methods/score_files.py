@@ -65,6 +65,7 @@ def score_coco_files(
             long_names[f"A{kind}{size}"] = score[f"A{kind}{size[0]}"]
     return coco.coco_json(score) | long_names
 
+# %% ../../nbs/methods/28_score_files.ipynb #60e19528
 def with_areas(whole: Any) -> Any:
     """A COCO dictionary whose objects have an area: where none is stated, that of the outline, else of the box."""
     if not isinstance(whole, dict) or not isinstance(whole.get("annotations"), list):
@@ -212,6 +213,7 @@ def score_dota_files(
         rest = {key: value for key, value in score.items() if key != "AP"}
         score = {"AP": score["AP"], f"AP{100 * iou:g}": score["AP"]} | rest
     return dota.dota_json(score)
+
 
 def _called(image: int | str, names: dict[str, int | str]) -> int | str:
     """An image by a name that the truth has; a word with %20 may be a blank or the very name."""

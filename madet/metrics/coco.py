@@ -527,9 +527,7 @@ def record_truths(records: Iterable[Any]) -> list[Item]:
     for r in records:
         of = r.objects
         shape = dict(image_id=r.image_id, width=r.width, height=r.height)
-        truth = dict(
-            shape, boxes=of.boxes, labels=of.labels, ignore=of.ignore, masks=of.polygons
-        )
+        truth = dict(shape, boxes=of.boxes, labels=of.labels, ignore=of.ignore, masks=of.polygons)
         truths.append(truth if of.areas is None else truth | dict(areas=of.areas))
     return truths
 

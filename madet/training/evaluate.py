@@ -237,10 +237,8 @@ def evaluate_found(
     score = coco_json(score_of(dataset, results)) | slice_numbers(slices)
     return score | gaps_of(dataset, results, indices)
 
-
-def gaps_of(
-    dataset: Any, results: list[dict[str, Any]], indices: Any = None
-) -> dict[str, int]:
+# %% ../../nbs/training/08_evaluate.ipynb #fabbbad1
+def gaps_of(dataset: Any, results: list[dict[str, Any]], indices: Any = None) -> dict[str, int]:
     """What a score does not know of: {missing_images, dropped_boxes}.
 
     Images that labels or lists name and that could not be read, and boxes of the labels that could not be used. Of
@@ -260,13 +258,17 @@ def gaps_in_words(score: dict[str, Any]) -> str:
     missing, dropped = score.get("missing_images", 0), score.get("dropped_boxes", 0)
     parts = []
     if missing:
-        parts.append(f"of {score['images']} of {score['images'] + missing} images, {missing} missing")
+        parts.append(
+            f"of {score['images']} of {score['images'] + missing} images, {missing} missing"
+        )
     if dropped:
-        parts.append(f"without {dropped} truth {'box' if dropped == 1 else 'boxes'} left out as unusable")
+        parts.append(
+            f"without {dropped} truth {'box' if dropped == 1 else 'boxes'} left out as unusable"
+        )
     cure = "madet data show lists what is wrong"
     return f"The score is {' and '.join(parts)}: {cure}." if parts else ""
 
-
+# %% ../../nbs/training/08_evaluate.ipynb #c6987b5f
 def truths_of(dataset: Any, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Truth of those images for which there are results, with the boxes of the data's geometry."""
     seen = {one["image_id"] for one in results}

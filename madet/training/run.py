@@ -306,7 +306,7 @@ def scored_batch(recipe: Recipe, views: tuple) -> int:
     """Images at a time when scoring: this process's share of a step, but one for several views, which may be larger."""
     return max(1, recipe.total_batch // world()) if len(views) == 1 else 1
 
-
+# %% ../../nbs/training/09_run.ipynb #de70a548
 def conclude_run(
     state: State,
     plan: Plan,
