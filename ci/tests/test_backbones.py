@@ -1,27 +1,29 @@
-"""Every large backbone carries an ATSS detector through a training step.
+"""Every large or light backbone carries an ATSS detector through a training step.
 
 The deformable layer goes through a real compiler.
 """
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from madet.detectors.dense import atss_detector
-from madet.methods.load import match_norm
-from madet.methods.names import BACKBONES
+from madet.detectors.dense import atss_detector, named_backbone
+from madet.methods.load import match_norm, rebuilt
+from madet.methods.names import BACKBONES, recipe_of
 from madet.nets.deform import DeformConv
-from madet.nets.res2net import res2net
-from madet.nets.resnet import resnet
+from madet.nets.resnet import batch_norms, resnet
 
-LARGE = [
-    name for name in BACKBONES if name.startswith(("resnext", "res2net")) or name == "resnet50-dcn"
+CHOSEN = [
+    name
+    for name in BACKBONES
+    if name.startswith(("resnext", "res2net", "efficientnet")) or name == "resnet50-dcn"
 ]
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_a_step_of_atss(name):
     torch.manual_seed(0)
     model = atss_detector(3, backbone=name, channels=32).train()
@@ -36,16 +38,62 @@ def test_a_step_of_atss(name):
     assert all(p.grad is not None for p in model.backbone.parameters())
 
 
-@pytest.mark.parametrize("name", ["resnet50-dcn", "res2net101"])
+def under(prefix, module):
+    """A module's tensors under the names that they have inside a detector."""
+    return {f"{prefix}{key}": value for key, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["resnet50-dcn", "res2net101", "efficientnet-lite1"])
 def test_trained_batch_norm_finds_its_backbone_again(name):
-    make = res2net if name.startswith("res2net") else resnet
-    trained = make(name, None, norm="bn_frozen_stats").state_dict()
-    model = match_norm(
-        SimpleNamespace(backbone=make(name, None)),
-        SimpleNamespace(backbone=name),
-        {f"backbone.{key}": value for key, value in trained.items()},
+    trained = named_backbone(name, None, norm="bn_frozen_stats")
+    model = SimpleNamespace(backbone=named_backbone(name, None))
+    match_norm(model, under("backbone.", trained))
+    model.backbone.load_state_dict(trained.state_dict())
+    ours, theirs = batch_norms(model.backbone), batch_norms(trained)
+    assert [layer.eps for layer in ours] == [layer.eps for layer in theirs] and ours
+    assert model.backbone.norm == "bn_frozen_stats"
+    assert not any(layer.training for layer in batch_norms(model.backbone.train()))
+
+
+def test_a_backbone_with_batch_norm_keeps_style_and_maps():
+    trained = resnet("resnet50", None, "caffe", norm="bn_frozen_stats", out=(2, 3))
+    model = SimpleNamespace(backbone=resnet("resnet50", None, "caffe", out=(2, 3)))
+    match_norm(model, under("backbone.", trained))
+    model.backbone.load_state_dict(trained.state_dict())
+    x = torch.rand(1, 3, 64, 64)
+    for ours, theirs in zip(model.backbone.eval()(x), trained.eval()(x)):
+        assert torch.equal(ours, theirs)
+
+
+def foreign():
+    """A backbone with BatchNorm that is none of ours, as a method of one's own may bring it."""
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 8, 8), torch.nn.BatchNorm2d(8), torch.nn.ReLU()
     )
-    model.backbone.load_state_dict(trained)
+    body.forward = lambda x: [body[2](body[1](body[0](x)))]
+    body.channels, body.strides = [8], [8]
+    return body
+
+
+def test_a_backbone_that_is_not_ours_stays():
+    def build(recipe, options, num_classes):
+        return atss_detector(num_classes, foreign(), channels=32)
+
+    method, recipe, options = recipe_of("bench", {"method": "atss", "data": "."})
+    method = replace(method, build=build)
+    trained = build(recipe, options, 2)
+    trained.backbone[1].running_mean.normal_()
+    again = rebuilt(method, recipe, options, 2, trained.state_dict())
+    assert type(again.backbone) is torch.nn.Sequential
+    again.load_state_dict(trained.state_dict())
+    assert torch.equal(again.backbone[1].running_mean, trained.backbone[1].running_mean)
+
+
+@pytest.mark.parametrize("key", ["head.tower.1.running_mean", "neck.1.running_mean"])
+def test_batch_norm_elsewhere_is_not_the_backbones(key):
+    backbone = resnet("resnet18")
+    model = match_norm(SimpleNamespace(backbone=backbone), {key})
+    assert model.backbone is backbone and not batch_norms(backbone)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")

@@ -7,6 +7,7 @@ joins by itself (methods, assigners) or fails `test_no_loss_is_forgotten` or
 `test_no_metric_is_forgotten` until it has a row here.
 """
 
+import copy
 import importlib
 import inspect
 import os
@@ -27,14 +28,16 @@ from madet.assigners.max_iou import PriorPredictions
 from madet.boxes.geometry import Rotated, Upright
 from madet.boxes.priors import Priors
 from madet.data.embedded import embedded
+from madet.detectors.dense import named_backbone
 from madet.heads.detect import PostprocessConfig
 from madet.losses import boxes as box_losses
 from madet.losses import focal, gaussian, reduce, rotated
 from madet.losses import madet as madet_loss
 from madet.methods.load import geometry_of
-from madet.methods.names import METHODS, recipe_of
+from madet.methods.names import METHODS, SMALL_BACKBONES, recipe_of
 from madet.metrics import coco, dota, errors, slices, voc
 from madet.nets import deform
+from madet.nets.resnet import batch_norms
 from madet.nets.weights import read_weights
 from madet.parity.run import results_on
 from madet.training import run as run_module
@@ -375,6 +378,26 @@ def test_a_method_in_bf16_stays_finite_and_near(device, name):
     assert all(value.dtype == torch.float32 for value in low.values())
     total, reference = float(sum(low.values())), float(sum(exact.values()))
     assert abs(total - reference) < 0.05 * reference, f"bf16 {total:.4f}, fp32 {reference:.4f}"
+
+
+# backbones: methods above have the tiny one; each other that is light enough joins by itself
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn_frozen_stats"])
+@pytest.mark.parametrize("name", [name for name in SMALL_BACKBONES if name != "tiny"])
+def test_a_backbone_there_is_the_backbone_here(device, name, norm):
+    torch.manual_seed(0)
+    net = named_backbone(name, None, norm=norm, out=(2, 3, 4, 5))
+    for layer in batch_norms(net):
+        layer.running_var.uniform_(0.5, 2)
+    pixels = torch.rand(1, 3, 64, 45, generator=torch.Generator().manual_seed(7))
+    names, values = zip(*net.named_parameters())
+
+    def call(x, *values):
+        there = copy.deepcopy(net).to(x.device)
+        return torch.func.functional_call(there, dict(zip(names, values)), (x,))
+
+    compare_with_cpu(call, (pixels, *values), device, GRADIENT_TOLERANCE)
 
 
 # losses

@@ -18,6 +18,7 @@ from .detector import Detector, pixels_for
 from ..heads.atss import atss_head
 from ..heads.fcos import fcos_head
 from ..heads.retinanet import retinanet_head
+from ..nets.efficientnet_lite import efficientnet_lite
 from ..nets.fpn import FPN
 from ..nets.res2net import res2net
 from ..nets.resnet import resnet
@@ -27,8 +28,12 @@ from ..nets.tiny import tiny
 def named_backbone(
     name: str, weights: str | None = None, style: str = "pytorch", **options
 ) -> nn.Module:
-    """The ResNet or Res2Net called `name`; see `resnet` and `res2net` for weights, style, `options` and errors."""
-    make = res2net if name.startswith("res2net") else resnet
+    """The backbone called `name`; see `resnet`, `res2net`, `efficientnet_lite` for weights, style, `options`, errors."""
+    make = resnet
+    if name.startswith("res2net"):
+        make = res2net
+    elif name.startswith("efficientnet"):
+        make = efficientnet_lite
     return make(name, weights, style, **options)
 
 
@@ -54,7 +59,7 @@ def backbone_with_fpn(
 ) -> tuple[Any, FPN]:
     """A backbone and its pyramid.
 
-    `backbone`: tiny, a name that `resnet` or `res2net` knows, or a module with `channels` and `strides`; `weights`:
+    `backbone`: tiny, a name that `named_backbone` knows, or a module with `channels` and `strides`; `weights`:
     None (from scratch), a name or a file; `extra`: where levels beyond the backbone's come from; `channels` of the
     pyramid (64 for tiny, else 256). Raises `BadInput` for unknown names and for weights that do not fit."""
     small = backbone == "tiny"
@@ -98,7 +103,7 @@ def retinanet_detector(
     `head` options: see `retinanet_head`."""
     body, neck = backbone_with_fpn(backbone, weights, style, extra="on_input", channels=channels)
     head = retinanet_head(num_classes, boxes=boxes, **_fitted(neck, head))
-    return Detector(body, neck, head, pixels_for(style))
+    return Detector(body, neck, head, pixels_for(style, body))
 
 
 def fcos_detector(
@@ -119,7 +124,7 @@ def fcos_detector(
         backbone, weights, style, extra="on_output", relu_before_extra=True, channels=channels
     )
     head = fcos_head(num_classes, boxes=boxes, **_fitted(neck, head))
-    return Detector(body, neck, head, pixels_for(style))
+    return Detector(body, neck, head, pixels_for(style, body))
 
 
 def atss_detector(
@@ -139,4 +144,4 @@ def atss_detector(
     says on_input. `head` options: see `atss_head`."""
     body, neck = backbone_with_fpn(backbone, weights, style, extra=extra, channels=channels)
     head = atss_head(num_classes, boxes=boxes, **_fitted(neck, head))
-    return Detector(body, neck, head, pixels_for(style))
+    return Detector(body, neck, head, pixels_for(style, body))

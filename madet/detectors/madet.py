@@ -40,4 +40,4 @@ def madet_detector(
     head = madet_head(
         num_classes, width, boxes=boxes, strides=tuple(neck.strides), **defaults | head
     )
-    return Detector(body, neck, head, pixels_for(style))
+    return Detector(body, neck, head, pixels_for(style, body))

@@ -23,7 +23,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Upright
 from .dense import backbone_with_fpn
-from .detector import IMAGENET, Size, targets_to
+from .detector import Size, pixels_for, targets_to
 from ..nets.fpn import FPN
 
 # %% ../../nbs/detectors/05_torchvision.ipynb #05a8312f
@@ -109,6 +109,7 @@ class TorchvisionDetector(nn.Module):
         self.num_classes = num_classes
         self.classes = classes
         self.boxes = Upright()
+        self.pixels = pixels_for("pytorch", model.backbone.body)
         self.said = getattr(model.backbone.body, "said", "")
 
     def forward(
@@ -120,7 +121,7 @@ class TorchvisionDetector(nn.Module):
         `[3, H, W]` in 0..1; targets hold `boxes`, `labels` and maybe `ignore`. Raises `BadInput` where training has no
         targets."""
         device = next(self.parameters()).device
-        pixels, sizes, pad_sizes = IMAGENET.batch([image.to(device) for image in images])
+        pixels, sizes, pad_sizes = self.pixels.batch([image.to(device) for image in images])
         if targets is not None:
             targets = targets_to(targets, device)
         return self.forward_batch(pixels, sizes, pad_sizes, targets)

@@ -160,7 +160,7 @@ def faster_rcnn_detector(
         postprocess=postprocess,
         order=order,
     )
-    return TwoStage(body, neck, rpn, head, pixels_for(style))
+    return TwoStage(body, neck, rpn, head, pixels_for(style, body))
 
 # %% ../../nbs/detectors/03_two_stage.ipynb #3bf20b14
 # What MMRotate's rotated two-stage configurations share

@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -210,7 +210,7 @@ def run(
         recipe = resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
         plan = make_plan(recipe, batches.steps_per_epoch)
         start_or_resume(state, folder, plan, place, say)
-        about = about_run(recipe, method_options, scale, parts["train"].classes)
+        about = about_run(recipe, method_options, scale, model)
         scorer = Scorer(parts, recipe)
         check = scorer.validate
         train(state, step_fn, batches, folder, plan, check, about, tensorboard, stream=stream)
@@ -264,10 +264,13 @@ def start_or_resume(
     folder.note_environment(state.step)
 
 
-def about_run(recipe: Recipe, options: Any, scale: str, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What the weights' metadata say."""
-    flat = merge(recipe, options)
-    return {"method": recipe.method, "scale": scale, "recipe": flat, "classes": list(classes)}
+def about_run(recipe: Recipe, options: Any, scale: str, model: nn.Module) -> dict[str, Any]:
+    """What the weights' metadata say; `pixels`, how images are normalized, where the detector says it."""
+    known: Any = model
+    about = {"method": recipe.method, "scale": scale, "recipe": merge(recipe, options)}
+    about["classes"] = list(known.classes)
+    pixels = getattr(known, "pixels", None)
+    return about | ({"pixels": asdict(pixels)} if is_dataclass(pixels) else {})
 
 
 def model_notes(model: nn.Module) -> list[str]:
