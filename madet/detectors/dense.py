@@ -28,7 +28,7 @@ from ..nets.tiny import tiny
 def named_backbone(
     name: str, weights: str | None = None, style: str = "pytorch", **options
 ) -> nn.Module:
-    """The backbone called `name`; see `resnet`, `res2net`, `efficientnet_lite` for weights, style, `options`, errors."""
+    """The backbone called `name`; weights, style, `options` and errors as in `resnet` or that family's function."""
     make = resnet
     if name.startswith("res2net"):
         make = res2net
@@ -36,7 +36,7 @@ def named_backbone(
         make = efficientnet_lite
     return make(name, weights, style, **options)
 
-
+# %% ../../nbs/detectors/01_dense.ipynb #13ad96f9
 def tiny_backbone(weights: str | None = None) -> nn.Module:
     """The tiny backbone with maps of strides 4, 8 and 16. Raises `BadInput` for any weights."""
     if weights not in (None, "", "none", "scratch"):

@@ -67,13 +67,12 @@ IMAGENET = Pixels()
 CAFFE = Pixels((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), bgr=True)
 
 
-def pixels_for(style: str, backbone: nn.Module | None = None) -> Pixels:
-    """What a backbone asks for by `pixel_mean` and `pixel_std` (three numbers of 0..255, RGB), if it does.
+def pixels_for(style: str, backbone: Any = None) -> Pixels:
+    """What a backbone (a module) asks for by `pixel_mean` and `pixel_std`, three numbers of 0..255 in RGB, if it does.
 
     Else the usual pixels of weights of a style: caffe, or else pytorch."""
-    own: Any = backbone
-    if hasattr(own, "pixel_mean"):
-        return Pixels(own.pixel_mean, own.pixel_std)
+    if hasattr(backbone, "pixel_mean"):
+        return Pixels(backbone.pixel_mean, backbone.pixel_std)
     return CAFFE if style == "caffe" else IMAGENET
 
 # %% ../../nbs/detectors/00_detector.ipynb #4ca87f7e

@@ -64,7 +64,7 @@ BETTER_START = (
 
 
 def better_start(parsed: ParsedRun) -> str:
-    """What ImageNet weights would gain, where nobody chose a start and `bench` takes a ResNet-18 from scratch; else ""."""
+    """What ImageNet weights would gain, where nobody chose and `bench` takes a ResNet-18 from scratch; else ""."""
     recipe = parsed.recipe
     default = not {"backbone", "weights"} & parsed.given and not recipe.weights
     return BETTER_START if default and recipe.backbone == "resnet18" else ""

@@ -188,14 +188,16 @@ class EfficientNetLite(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        ends = [self.maps[k] for k in self.out]
         found = []
         x = self.stem(x)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             x = block(x)
-            found.append(x)
-        return [found[self.maps[k]] for k in self.out]
+            if number in ends:
+                found.append(x)
+        return found
 
-
+# %% ../../nbs/nets/08_efficientnet_lite.ipynb #610dd312
 def _draw_weights(module: nn.Module) -> None:
     """Normal weights whose variance is two over what goes out of an input, per group (as the paper's code)."""
     if isinstance(module, nn.Conv2d):

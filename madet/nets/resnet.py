@@ -266,7 +266,7 @@ def check_backbone_options(
             "the last one returned."
         )
 
-
+# %% ../../nbs/nets/01_resnet.ipynb #effbd0d2
 def weights_word(weights: Path | str | None) -> str | None:
     """A release name or a file as text; None for the words that mean from scratch."""
     return None if weights in (None, "", "none", "None", "scratch") else str(weights)

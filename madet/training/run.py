@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -263,14 +263,14 @@ def start_or_resume(
         say(f"resumed at step {state.step} of {plan.steps}")
     folder.note_environment(state.step)
 
-
+# %% ../../nbs/training/09_run.ipynb #84af4bd0
 def about_run(recipe: Recipe, options: Any, scale: str, model: nn.Module) -> dict[str, Any]:
     """What the weights' metadata say; `pixels`, how images are normalized, where the detector says it."""
     known: Any = model
     about = {"method": recipe.method, "scale": scale, "recipe": merge(recipe, options)}
-    about["classes"] = list(known.classes)
-    pixels = getattr(known, "pixels", None)
-    return about | ({"pixels": asdict(pixels)} if is_dataclass(pixels) else {})
+    if hasattr(known, "pixels"):
+        about["pixels"] = asdict(known.pixels)
+    return about | {"classes": list(known.classes)}
 
 
 def model_notes(model: nn.Module) -> list[str]:
