@@ -264,6 +264,8 @@ def run_convert(args: Namespace, put: Put) -> int:
         args.style,
         args.trust,
         args.angle_version,
+        args.anchor_sizes,
+        args.aspect_ratios,
     )
     print(report(answer, args.keys))
     put(answer)

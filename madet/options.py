@@ -31,7 +31,7 @@ GROUPS = {
         "turns",
         "workers",
     ),
-    "network": ("method", "backbone", "weights"),
+    "network": ("method", "backbone", "weights", "init", "init_sha256"),
     "learning": (
         "total_batch",
         "accumulate",

@@ -30,6 +30,7 @@ sys.path.insert(0, str(FORMER))
 from make import digest, processor  # noqa: E402
 
 REFERENCE = json.loads((FORMER / "reference.json").read_text())
+LATER = {"init": "", "init_sha256": ""}  # fields that came after the renaming, as they are by default
 UNFINISHED = ("--method", "rotated-madet", "--match", "hull", "--weigh-yes", "false")
 
 
@@ -136,7 +137,7 @@ def test_params_of_before_are_typed_once_to_the_same_recipe(place):
     for words in ({}, {"match": "hull"}, {"match-on": "horizontal", "weigh_yes": "no"}):
         asked = parse_run(words, "unfinished", resume=True)
         flat = {"scale": asked.scale} | merge(asked.recipe, asked.method_options)
-        assert flat == current_names(stored(place / "unfinished"))
+        assert flat == current_names(stored(place / "unfinished")) | LATER
         assert asked.given == current_names(words).keys()
 
 
@@ -147,7 +148,7 @@ def test_a_grid_of_before_plans_the_same_runs():
     for job in jobs:
         flat = {name: value for name, value in job.params.items() if name != "scale"}
         _, recipe, options = recipe_of("thimble", flat)
-        assert former_names(merge(recipe, options)) == REFERENCE["jobs"][job.name]
+        assert former_names(merge(recipe, options)) == REFERENCE["jobs"][job.name] | LATER
 
 
 def test_folders_of_table_rows_keep_their_names():

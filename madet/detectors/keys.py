@@ -125,14 +125,21 @@ def _modern_tower(key: str) -> str:
 # %% ../../nbs/detectors/10_keys.ipynb #a1000007
 NOT_READ = (
     (
-        r"(roi_head|rpn_head|rpn\.|roi_heads)",
-        "madet has detectors of two stages, but madet convert does not read their checkpoints yet",
+        r"^(roi_heads|rpn\.head|rpn\.anchor)",
+        "of detectors with two stages those of MMDetection and MMRotate are read, not torchvision's: "
+        "its second stage numbers classes and pools boxes in another way",
+    ),
+    (
+        r"^(roi_head|rpn_head|rpn\.)",
+        "of detectors with two stages Faster R-CNN of MMDetection, rotated Faster R-CNN and Oriented "
+        "R-CNN of MMRotate are read, with two shared layers (shared_fcs, fc_cls, fc_reg) and no masks",
     ),
     (r"(transformer|query|decoder)", "transformers are not implemented here yet"),
 )
 READ = (
-    "madet convert knows ATSS, RetinaNet and FCOS of MMDetection and torchvision, "
-    "rotated ATSS and RetinaNet of MMRotate, MADet, and plain ResNets"
+    "madet convert knows ATSS, RetinaNet, FCOS and Faster R-CNN of MMDetection, RetinaNet and FCOS of "
+    "torchvision, rotated ATSS, RetinaNet, FCOS and Faster R-CNN and Oriented R-CNN of MMRotate, "
+    "MADet, and plain ResNets"
 )
 
 

@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/detectors/mmrotate.html.md"""
 
 # %% auto #0
 __all__ = ['RATIOS', 'VERSIONS', 'ROTATED_HEADS', 'OLD_ATSS', 'IOU_MODES', 'regular', 'RegularGrid', 'as_mmrotate', 'is_rotated',
-           'version_of', 'rotated_kind', 'extra_of', 'rotated_head']
+           'version_of', 'rotated_kind', 'rotated_head']
 
 # %% ../../nbs/detectors/14_mmrotate.ipynb #d7086a55
 import re
@@ -61,7 +61,7 @@ class RegularGrid(AnchorGrid):
 def as_mmrotate(head: DenseHead, form: dict) -> None:
     """Let a rotated head of ours read its anchors and numbers as `form` says, the `build` of `rotated_head`."""
     boxes, grid = head.coder.boxes, head.grid
-    ratios = tuple(form["ratios"])
+    ratios = tuple(form.get("ratios", grid.ratios))  # files of before say them here
     coder = replace(
         head.coder,
         stds=tuple(form["stds"]),
@@ -97,7 +97,7 @@ def is_rotated(tensors: Mapping[str, Tensor], config: str = "", name: str = "") 
     20 rows may be five fours or four fives: there the configuration text and the file's name decide."""
     rows = 1
     for key in ("bbox_head.retina_reg.weight", "bbox_head.atss_reg.weight"):
-        if key in tensors:
+        if key in tensors and tensors[key].ndim:
             rows = len(tensors[key])
     if rows % 5:
         return False
@@ -162,26 +162,16 @@ def _matched_by_upright(config: str, name: str, modern: bool) -> bool:
 # %% ../../nbs/detectors/14_mmrotate.ipynb #54b4ddd9
 def _places_and_classes(path: Path, word: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     "Anchors a location and number of classes, from the rows of the two outputs; BadInput where they do not divide."
-    places = len(tensors[f"bbox_head.{word}_reg.weight"]) // 5
-    num_classes, left = divmod(len(tensors[f"bbox_head.{word}_cls.weight"]), places)
-    if left or places not in (1, 3, 9):
+    outputs = [tensors.get(f"bbox_head.{word}_{part}.weight") for part in ("reg", "cls")]
+    boxes, logits = (len(t) if t is not None and t.ndim == 4 else 0 for t in outputs)
+    places, rest = divmod(boxes, 5)
+    num_classes, left = divmod(logits, max(places, 1))
+    if rest or left or not num_classes or not 1 <= places <= 9:
         raise BadInput(
-            f"{path} has {places} boxes and {left or 'no'} odd rows of classes a place; "
-            "that is no head with 1, 3 or 9 anchors."
+            f"{path} has {boxes} rows of rotated boxes and {logits} of classes in its outputs; "
+            "that is no head with 1 to 9 anchors a place."
         )
     return places, num_classes
-
-
-def _ratios(path: Path, config: str, places: int) -> list[float]:
-    "The ratios of a location's anchors in the order of the file."
-    usual = (1.0,) if places == 1 else RATIOS
-    ratios = config_numbers(config, "ratios", usual)
-    if sorted(ratios) != sorted(usual):
-        raise BadInput(
-            f"{path} has anchors of the shapes {', '.join(map(str, ratios))}; "
-            f"only {', '.join(map(str, usual))} are known with {places} a place."
-        )
-    return list(ratios)
 
 
 def _box_coding(path: Path, config: str, version: str) -> dict:
@@ -230,17 +220,6 @@ def _training_options(kind: str, word: str, config: str, said: list[str]) -> dic
     )
     return options
 
-
-def extra_of(tensors: Mapping[str, Tensor], config: str = "") -> str:
-    """Where the pyramid's extra levels come from: on_input or on_output.
-
-    By the width of the first extra convolution's input, else by the configuration."""
-    first = tensors.get("neck.fpn_convs.3.conv.weight")
-    if first is not None and first.shape[0] != first.shape[1]:
-        return "on_input"
-    hit = last_match(r"add_extra_convs\s*=\s*['\"](on_\w+)['\"]", config)
-    return hit[1] if hit else "on_output"
-
 # %% ../../nbs/detectors/14_mmrotate.ipynb #54b4dddc
 def rotated_head(
     path: Path, tensors: Mapping[str, Tensor], config: str = "", angle_version: str | None = None
@@ -263,7 +242,7 @@ def rotated_head(
             "whose anchors lie at angle 0"
         )
     build = _box_coding(path, config, version)
-    build |= dict(regular=modern, ratios=_ratios(path, config, places))
+    build |= dict(regular=modern)
     method_options = dict(
         anchors_per_location=places,
         angle_version=version,

@@ -7,13 +7,13 @@ Docs: https://madet.github.io/madet/tables/run.html.md"""
 # %% auto #0
 __all__ = ['SEEDS', 'PAPER', 'TABLE', 'STYLE', 'seed_list', 'cannot_run', 'plan', 'printed_columns', 'table_columns', 'remark_of',
            'table_rows', 'circumstances', 'write_table', 'gpus', 'share', 'papermill_command', 'look_ahead', 'execute',
-           'say_plan', 'run_table', 'report']
+           'say_plan', 'absolute_paths', 'run_table', 'report']
 
 # %% ../../nbs/tables/06_run.ipynb #6452a3c8
 import html
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..boxes.errors import BadInput
@@ -285,6 +285,15 @@ def say_plan(jobs: list[Job], reasons: dict[str, str], paper: str, why_not: str)
     ]
 
 # %% ../../nbs/tables/06_run.ipynb #1fc15333
+def absolute_paths(options: Mapping[str, str]) -> dict[str, str]:
+    """Options whose `data` and `init` mean the same in every folder, where they are paths that exist."""
+    found = dict(options)
+    for name in ("data", "init"):
+        if options.get(name) and Path(options[name]).exists():
+            found[name] = str(Path(options[name]).resolve())
+    return found
+
+
 def run_table(
     paper: str,
     scale: str,
@@ -304,8 +313,7 @@ def run_table(
     folder = paper_folder(paper)
     if jobs_at_once is not None and jobs_at_once < 1:
         raise BadInput(f"--jobs {jobs_at_once}: at least one run at a time is needed.")
-    if Path(options.get("data", "embedded")).exists():
-        options = options | {"data": str(Path(options["data"]).resolve())}
+    options = absolute_paths(options)
     rows = read_grid(folder)
     out = Path(out or f"runs/table-{paper}")
     jobs, reasons = plan(rows, scale, seed_list(seeds, scale), options, out, only)

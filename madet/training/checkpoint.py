@@ -110,7 +110,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Any
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise BadInput(
-            f"{path} cannot be read ({type(error).__name__}); delete it to start this run anew"
+            f"{path} is damaged and cannot be read; delete it to start this run anew"
         ) from error
 
 

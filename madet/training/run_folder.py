@@ -165,11 +165,13 @@ class RunFiles:
         self.best = self.path / "best.safetensors"
         self.metrics = self.path / "metrics.json"
         self.trouble = self.path / "not_finite.json"
+        self.init = self.path / "init.json"  # what a run with --init took from the file
 
     def clear(self) -> None:
         """Remove what an unfinished start left, where this process may write."""
         if self.writes:
-            for leftover in (self.log, self.best, self.metrics, self.env, self.trouble):
+            leftovers = (self.log, self.best, self.metrics, self.env, self.trouble, self.init)
+            for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
 
     def keep(self, path: Path, value: Any) -> None:
