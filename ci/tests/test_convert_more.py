@@ -8,7 +8,6 @@ import struct
 import tarfile
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -246,7 +245,9 @@ WRAPPED = {
     "nested": under("module.model._orig_mod.detector."),
     "teacher": lambda s: under("teacher.")(s) | {f"student.{k}": v + 1 for k, v in s.items()},
     "ema alone": under("ema."),
-    "ema model": lambda s: under("ema_model.module.")(s) | {"ema_model.n_averaged": torch.tensor(7)},
+    "ema model": lambda s: (
+        under("ema_model.module.")(s) | {"ema_model.n_averaged": torch.tensor(7)}
+    ),
     "model and ema": lambda s: under("model.")(s) | {f"ema.{k}": v + 1 for k, v in s.items()},
     "beside a copy": lambda s: s | {f"ema.{k}": v + 1 for k, v in s.items()},
     "lightning": lambda s: {"state_dict": under("model.")(s), "epoch": 3, "callbacks": {}},
@@ -369,7 +370,9 @@ def test_torchvisions_anchors_are_asked_for(capsys, tmp_path, sizes, ratios, wor
 
 
 def test_names_of_torchvision_may_begin_with_the_background(tmp_path):
-    sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in (32, 64, 128, 256, 512))
+    sizes = tuple(
+        (s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in (32, 64, 128, 256, 512)
+    )
     torch.save(torchvisions(sizes, (0.5, 1.0, 2.0)).state_dict(), tmp_path / "a.pth")
     with pytest.raises(BadInput, match="__background__"):
         convert(tmp_path / "a.pth", tmp_path / "w.safetensors", "cup,spoon")
@@ -454,7 +457,9 @@ def test_faster_rcnn_finds_what_mmdetection_found(tmp_path, golden):
 
     z = open_fixture(golden / "model_faster_rcnn_r50_caffe.npz")
     file = tmp_path / "faster_rcnn_r50_caffe_fpn_1x_coco.pth"
-    torch.save({"meta": {"cfg": {"model": z.meta["model_config"]}}, "state_dict": published(z.meta)}, file)
+    torch.save(
+        {"meta": {"cfg": {"model": z.meta["model_config"]}}, "state_dict": published(z.meta)}, file
+    )
     told = convert(file, tmp_path / "w.safetensors")
     assert told["method"] == "faster-rcnn" and told["published"]["style"] == "caffe"
     model, _, classes = detector_from(tmp_path / "w.safetensors")
@@ -509,7 +514,16 @@ def safetensors_head(dice):
 
 def broken_files(dice, good, legacy):
     """Endless broken files: (ending, bytes)."""
-    heads = [b"\x80\x02", b"\x80\x04\x95", b"PK\x03\x04", good[:64], legacy[:64], b"", b"{", b"\x1f\x8b"]
+    heads = [
+        b"\x80\x02",
+        b"\x80\x04\x95",
+        b"PK\x03\x04",
+        good[:64],
+        legacy[:64],
+        b"",
+        b"{",
+        b"\x1f\x8b",
+    ]
     codes = b"(.0124BCFGIJKLMNPQRSTUVXabcdefghijlopqrstu}]\x85\x86\x87\x89\x8a\x8b\x8c\x8d\x8e\x93\x94\x95"
     while True:
         yield ".pth", good[: dice.randrange(len(good))]
@@ -531,7 +545,10 @@ def broken_files(dice, good, legacy):
 def test_broken_files_end_in_a_sentence(tmp_path, cases):
     """Whatever the bytes: tensors or one sentence that names the file, and no name of an exception."""
     dice = random.Random(12)
-    state = {"state_dict": {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}, "meta": {}}
+    state = {
+        "state_dict": {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1)},
+        "meta": {},
+    }
     whole = []
     for zipped in (True, False):
         torch.save(state, tmp_path / "good.pth", _use_new_zipfile_serialization=zipped)
@@ -583,7 +600,7 @@ def test_odd_tensors_and_metadata_end_in_a_sentence(tmp_path, cases):
     texts += ["rpn_head=1\nroi_head=dict(bbox_head=[1])\ntest_cfg=dict(rpn=dict(nms_pre='x'))"]
     texts += ["neck=dict(num_outs=99)\nbackbone=dict(strides=3)"]
     ended = 0
-    for number in range(cases):
+    for _ in range(cases):
         state = dict(dice.choice(states))
         heads = [key for key in state if "head" in key or "neck" in key]
         for key in dice.sample(heads if dice.random() < 0.7 else sorted(state), 2):

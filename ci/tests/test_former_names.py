@@ -30,7 +30,10 @@ sys.path.insert(0, str(FORMER))
 from make import digest, processor  # noqa: E402
 
 REFERENCE = json.loads((FORMER / "reference.json").read_text())
-LATER = {"init": "", "init_sha256": ""}  # fields that came after the renaming, as they are by default
+LATER = {
+    "init": "",
+    "init_sha256": "",
+}  # fields that came after the renaming, as they are by default
 UNFINISHED = ("--method", "rotated-madet", "--match", "hull", "--weigh-yes", "false")
 
 

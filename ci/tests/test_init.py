@@ -122,7 +122,9 @@ def test_what_starts_anew_is_named(tmp_path):
     _, said, record = begin(file, ["a"], tmp_path / "rows", anchors_per_location=3)
     assert any("other anchors or branches" in one for one in said) and not record["by_name"]
     _, said, record = begin(file, ["a", "b"], tmp_path / "method", method="fcos")
-    assert "head.quality_out.weight" in record["anew"] and "neck.fpn_convs.0.bias" in record["whole"]
+    assert (
+        "head.quality_out.weight" in record["anew"] and "neck.fpn_convs.0.bias" in record["whole"]
+    )
     _, said, record = begin(file, ["a", "b"], tmp_path / "wide", fpn_channels=24)
     assert "backbone" in said[0] and "neck" not in said[0]
     assert any(one.startswith("neck starts anew") for one in said)

@@ -61,7 +61,7 @@ def value_of(node: ast.expr, names: Mapping[str, Any]) -> Any:
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
-
+# %% ../../nbs/detectors/17_config_text.ipynb #bdff63c1
 def _computed(node: ast.BinOp, names: Mapping[str, Any]) -> Any:
     "The value of arithmetic with two numbers."
     left, right = value_of(node.left, names), value_of(node.right, names)
@@ -182,7 +182,7 @@ PRINTED = re.compile(r"\s*(?:Config\s*\([^)]*\)\s*:\s*)?(?=\{)")
 
 
 def source_of(written: Any) -> str:
-    """A configuration as assignments in Python: of a dictionary, printed or not, else the text itself; "" for others."""
+    """A configuration as assignments in Python: those of a dictionary, printed or not, else the text; "" for others."""
     if isinstance(written, dict):
         return "\n".join(f"{key} = {_source(value)}" for key, value in written.items())
     if not isinstance(written, str):

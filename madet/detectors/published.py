@@ -161,7 +161,7 @@ def recognize_torchvision(
         said,
     )
 
-
+# %% ../../nbs/detectors/13_published.ipynb #efa72b9b
 def _torchvision_places(
     path: Path | str, tensors: Mapping[str, Tensor], is_fcos: bool
 ) -> tuple[int, int]:
@@ -183,7 +183,7 @@ def _torchvision_places(
         )
     return places, num_classes
 
-
+# %% ../../nbs/detectors/13_published.ipynb #d00210ad
 def _torchvision_anchors(
     path: Path | str,
     places: int,
@@ -359,9 +359,7 @@ def head_forms(
         return form
     generator = part_called(head, "anchor_generator")
     places = found.method_options.get("anchors_per_location", 1)
-    form["anchors"] = anchors_of(
-        path, found.method, places, pyramid["strides"], generator, given
-    )
+    form["anchors"] = anchors_of(path, found.method, places, pyramid["strides"], generator, given)
     if found.method == "madet" and form["anchors"]["scales"] != [8.0]:
         raise BadInput(
             f"{path} has anchors of {form['anchors']['scales'][0]:g} strides; of MADet, whose "
@@ -381,7 +379,7 @@ def _check_points(path: Path | str, head: Mapping[str, Any], strides: list[float
             f"the strides {strides}; a backbone with other strides is not implemented here yet."
         )
 
-
+# %% ../../nbs/detectors/13_published.ipynb #4646e628
 def check_num_classes(path: Path | str, head: Mapping[str, Any], count: int) -> None:
     """Raises `BadInput` where a head's settings name another number of classes than its outputs have rows for."""
     said = head.get("num_classes")

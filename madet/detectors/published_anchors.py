@@ -82,7 +82,7 @@ def said_anchors(
     offset = (numbers_of(path, generator, "center_offset") or [0.0]) if _shifted(generator) else [0]
     return dict(scales=scales, ratios=ratios, center_offset=offset[0], strides=strides)
 
-
+# %% ../../nbs/detectors/18_published_anchors.ipynb #1a0cfa57
 def _shifted(generator: Mapping[str, Any]) -> bool:
     return generator.get("center_offset", 0) != 0
 

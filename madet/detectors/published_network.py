@@ -145,7 +145,7 @@ def like_published(
 
 
 def with_grid(model: Detector, anchors: dict) -> None:
-    """Put the head's anchors on the strides of the model's pyramid, with scales and ratios of `anchors` if it has some."""
+    """Put the head's anchors on the strides of the model's pyramid, with the numbers of `anchors` where it has some."""
     head: Any = model.head
     strides = tuple(map(int, model.neck.strides))
     numbers: dict[str, Any] = {"strides": strides}
@@ -156,7 +156,7 @@ def with_grid(model: Detector, anchors: dict) -> None:
     if head.scales is not None and len(head.scales) != len(strides):
         head.scales = nn.ModuleList(Scale() for _ in strides)
 
-
+# %% ../../nbs/detectors/15_published_network.ipynb #8fbdff8d
 def _new_pyramid(model: Detector, extra: str, pyramid: dict) -> FPN:
     "A new pyramid as wide as the model's, whose levels beyond the backbone's come from `extra`."
     widths, relu = model.neck.channels, pyramid.get("relu")

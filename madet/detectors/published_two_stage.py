@@ -137,7 +137,7 @@ def recognize_two_stage(
     first = (1.0, 1.0, 1.0, 1.0) + (0.5, 0.5) * (method == "oriented-rcnn")
     second = (0.1, 0.1, 0.2, 0.2) + (0.1,) * rotated
     coders = part_called(rpn, "bbox_coder"), part_called(head, "bbox_coder")
-    form = dict(
+    form: dict[str, Any] = dict(
         agnostic=agnostic,
         anchors=anchors_of(path, "rpn", places, pyramid["strides"], generator, given),
         first=coder_numbers(path, coders[0], RPN_CODERS.get(method, UPRIGHT_CODERS), first),
@@ -155,7 +155,7 @@ def recognize_two_stage(
     backbone = backbone_of(path, tensors, "backbone.")
     return RecognizedCheckpoint(method, backbone, TWO_STAGE_RULES, num_classes, options, build)
 
-
+# %% ../../nbs/detectors/19_published_two_stage.ipynb #09d3b51f
 def _check_head(
     path: Path, head: Mapping[str, Any], num_classes: int, tensors: Mapping[str, Tensor]
 ) -> None:
@@ -199,7 +199,7 @@ def _proposal_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {name: value for name, value in found.items() if value is not None}
 
-
+# %% ../../nbs/detectors/19_published_two_stage.ipynb #d2fb5d26
 def _detection_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     "Thresholds of the second stage, as far as the configuration says them."
     test = part_called(part_called(settings, "test_cfg"), "rcnn")

@@ -107,7 +107,7 @@ def check_repeated(names: list[str], where: str) -> None:
     if repeated:
         raise BadInput(f"{where} names {repeated[0]} twice; give each class its own name.")
 
-
+# %% ../../nbs/methods/24_convert.ipynb #683a0030
 def names_of(
     found: RecognizedCheckpoint, checkpoint: Checkpoint, file: Path | str | None = None
 ) -> tuple[list[str], list[int] | None, str]:
@@ -144,7 +144,7 @@ def names_of(
     )
     return [f"class_{i}" for i in range(count)], None, sentence
 
-
+# %% ../../nbs/methods/24_convert.ipynb #bf26921e
 def given_names(
     found: RecognizedCheckpoint, checkpoint: Checkpoint, file: Path | str
 ) -> tuple[list[str], list[int] | None, str]:
@@ -264,7 +264,7 @@ def detector(
     )
     return model, tensors, about, [sentence, *changed, *notes, *found.said]
 
-
+# %% ../../nbs/methods/24_convert.ipynb #bcf6a6d6
 def how_published(
     found: RecognizedCheckpoint,
     checkpoint: Checkpoint,

@@ -260,10 +260,8 @@ def _why_not_whole(fresh: Tensor, old: Tensor | None, meanings: dict[str, str], 
             return why
     return ""
 
-
-def _why_no_rows(
-    fresh: Tensor, old: Tensor | None, layouts: list, pairs: list, source: Any
-) -> str:
+# %% ../../nbs/methods/11_init.ipynb #47f3e43c
+def _why_no_rows(fresh: Tensor, old: Tensor | None, layouts: list, pairs: list, source: Any) -> str:
     "Why a layer of classes starts anew, or nothing."
     if old is None:
         return "the file has none"
@@ -372,7 +370,7 @@ def _check_backbone(account: Account, model: Any, record: dict, recipe: Recipe) 
             f"take --backbone {theirs}, or leave --init out."
         )
 
-
+# %% ../../nbs/methods/11_init.ipynb #ba6efde7
 def start_of(recipe: Recipe, options: MethodOptions, out: Path | str, begun: bool) -> Start:
     """The `Start` of a run with `recipe.init` in the folder `out`; `begun`: it has a state to go on with.
 

@@ -117,7 +117,7 @@ def predict(
 ) -> dict:
     """Draw the detections of a run folder or weights file on pictures, write `predictions.json`, and give its content.
 
-    `images`: pictures or folders of them; `threshold`: lowest score, 0 to 1; `image_size`: as trained and scored where it
+    `images`: pictures or folders of them; `threshold`: lowest score; `image_size`: as trained and scored where it
     is None. A picture that cannot be read has its sentence under `errors`, and the others are done. Raises BadInput
     where the weights, the image size or a path are wrong.
     """

@@ -67,7 +67,7 @@ def _is_plain(tensor: Tensor) -> bool:
     odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta or tensor.is_nested
     return tensor.layout == torch.strided and not odd
 
-
+# %% ../../nbs/nets/05_weights.ipynb #56f62dac
 def unwrap(content: object, path: Path | str = "the file") -> Peeled:
     """The tensors of a loaded checkpoint free of wrappers and frames, with what was taken and left.
 
@@ -145,7 +145,7 @@ def _frame_to_take(found: Peeled) -> str | None:
 def _below(found: Peeled, frame: str) -> list[str]:
     return [key for key in found.tensors if key.startswith(frame)]
 
-
+# %% ../../nbs/nets/05_weights.ipynb #a1db050e
 def _drop_copy(found: Peeled, frame: str) -> None:
     "Leave out the tensors in a frame where each has its twin outside of it."
     inside = _below(found, frame)
