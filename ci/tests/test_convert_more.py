@@ -33,7 +33,7 @@ from madet.methods.init import facts_of
 from madet.methods.load import detector_from
 from madet.nets.weights import read_weights
 from madet.parity.fixtures import open_fixture
-from madet.parity.models import inputs_of, recorded_detections, scale_factor
+from madet.parity.models import inputs_of, recorded_detections
 from madet.training.checkpoint import about_weights
 
 PIXELS = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), bgr=False)
@@ -463,13 +463,15 @@ def test_faster_rcnn_finds_what_mmdetection_found(tmp_path, golden):
     told = convert(file, tmp_path / "w.safetensors")
     assert told["method"] == "faster-rcnn" and told["published"]["style"] == "caffe"
     model, _, classes = detector_from(tmp_path / "w.safetensors")
-    pixels, sizes, pad_sizes, _ = inputs_of(z, z.meta)
+    pixels, sizes, _, _ = inputs_of(z, z.meta)
     with torch.no_grad():
-        kept = model.forward_batch(pixels, sizes, pad_sizes)
+        features = model.features(pixels)
+        rois = model.proposed(model.rpn(features), sizes)
+        candidates = model.head.candidates(features, rois, sizes)
+        kept = model.head.detect(features, rois, sizes)
     assert len(classes) == 80
-    for index in range(len(sizes)):
-        scale = scale_factor(z.meta, index)
-        for check in recorded_detections(z, index, kept[index], kept[index], scale, ""):
+    for index, (before, after) in enumerate(zip(candidates, kept)):
+        for check in recorded_detections(z, index, before, after, torch.ones(4), ""):
             assert check.ok, f"{check.name}: {check.error}"
 
 
