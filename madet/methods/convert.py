@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes.errors import BadInput
+from ..boxes.files import read_text
 from ..data.class_lists import LISTS
 from ..detectors.checkpoint_facts import RecognizedCheckpoint
 from ..detectors.checkpoints import Checkpoint, open_checkpoint
@@ -89,13 +90,8 @@ def read_names(path: Path | str) -> list[str]:
     Raises BadInput where it is no text or names a class twice."""
     listed = str(path).split(",")
     if len(listed) == 1 or Path(path).is_file():
-        try:
-            listed = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise BadInput(
-                f"--classes {path} cannot be read as text; give a file with one class name a line, "
-                "or names with commas between."
-            ) from None
+        hint = "--classes takes a file with one class name a line, or names with commas between."
+        listed = read_text(path, hint).splitlines()
     names = [line.strip() for line in listed if line.strip()]
     check_repeated(names, f"--classes {path}")
     return names

