@@ -106,7 +106,7 @@ def lower_threshold(model: Any, threshold: float) -> None:
     else:  # torchvision's
         model.model.score_thresh = min(model.model.score_thresh, threshold)
 
-
+# %% ../../nbs/methods/23_predict.ipynb #98024e90
 def predict(
     weights: Path | str,
     images: list[str],
@@ -120,7 +120,7 @@ def predict(
 
     Beside it the detections in the form that other programs read (`madet.methods.save_results`).
 
-    `images`: pictures or folders of them; `threshold`: lowest score; `image_size`: as trained and scored where it
+    `images`: pictures or folders of them; `threshold`: lowest score, 0 to 1; `image_size`: as trained and scored where it
     is None. A picture that cannot be read has its sentence under `errors`, and the others are done. Raises BadInput
     where the weights, the image size or a path are wrong.
     """

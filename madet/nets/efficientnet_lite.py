@@ -188,14 +188,11 @@ class EfficientNetLite(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        ends = [self.maps[k] for k in self.out]
-        found = []
+        found = {}
         x = self.stem(x)
         for number, block in enumerate(self.blocks):
-            x = block(x)
-            if number in ends:
-                found.append(x)
-        return found
+            found[number] = x = block(x)
+        return [found[self.maps[k]] for k in self.out]
 
 # %% ../../nbs/nets/08_efficientnet_lite.ipynb #610dd312
 def _draw_weights(module: nn.Module) -> None:

@@ -184,8 +184,7 @@ def run(
     resume:   go on with what `out` holds; `given` names the options that the user typed (None: all of them)
     minutes:  length of a run that has neither steps nor epochs
     geometry: the kind of box to train on, or a function (method_options) -> geometry
-    conclude: called with the test detections before metrics.json is written, so that a finished run has what it
-              makes; not with processes
+    conclude: called with the test detections before metrics.json is written; not with processes
     begin:    called with the fresh model and the folder, may fill the weights; gives sentences and further metadata
     channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
     Raises BadInput with a sentence, or Interrupted (a KeyboardInterrupt) once the run is saved.
