@@ -165,8 +165,7 @@ class EfficientNetLite(nn.Module):
         self.norm = norm
         self.frozen_stages = frozen_stages
         self.said = ""  # how it was set up, in one sentence
-        self.channels = [widths[k] for k in out]
-        self.strides = [2**k for k in out]
+        self.channels, self.strides = [widths[k] for k in out], [2**k for k in out]
         self.apply(_draw_weights)
         self.freeze()
 
@@ -191,7 +190,9 @@ class EfficientNetLite(nn.Module):
         found = {}
         x = self.stem(x)
         for number, block in enumerate(self.blocks):
-            found[number] = x = block(x)
+            x = block(x)
+            if number in self.maps.values():
+                found[number] = x
         return [found[self.maps[k]] for k in self.out]
 
 # %% ../../nbs/nets/08_efficientnet_lite.ipynb #610dd312
