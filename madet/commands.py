@@ -184,9 +184,12 @@ def run_data(args: Namespace, put: Put) -> int:
 
 def show_data(args: Namespace, put: Put) -> int:
     """`madet data show`: counts, defects and a page; 0."""
+    from madet.data.own_output import refuse_inside
     from madet.data.report import as_text, survey
     from madet.methods.data_page import draw_page
 
+    if args.out:
+        refuse_inside(args.out, args.folder)
     found = survey(args.folder, args.labels, tuple(args.ignore_class))
     print(as_text(found))
     path = args.out or Path("runs", "show", f"{found.dataset.name}.png")

@@ -199,8 +199,11 @@ def test_json_that_cannot_be_read(tmp_path, text):
 )
 def test_annotation_of_a_wrong_type(tmp_path, change):
     row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]}
-    refused("annotations[0]", coco(tmp_path, annotations=[row | change]))
-    assert show(tmp_path) == 2
+    sound = row | {"id": 2, "image_id": 2}
+    found = open_data(coco(tmp_path, annotations=[row | change, sound]))
+    assert [len(record.objects) for record in found.records] == [0, 1]
+    assert "annotations[0]" in whats(found) and next(iter(change)) in whats(found)
+    assert show(tmp_path) == 0
 
 
 def test_xml_that_cannot_be_read(tmp_path):

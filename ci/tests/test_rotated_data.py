@@ -6,6 +6,7 @@ Also what can be wrong in them, and rotations that keep boxes on their pixels.
 import json
 import math
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,12 @@ def shown(capsys, folder, *words):
 
 
 def picture(path, boxes=()):
-    "A grey picture with white turned rectangles."
+    "A grey picture with white turned rectangles, and one pixel that no picture of another name has."
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", SIZE, "#444444")
     for corners in LE90.corners(torch.tensor(boxes).view(-1, 5)).tolist():
         ImageDraw.Draw(image).polygon([tuple(c) for c in corners], "#ffffff")
+    image.putpixel((0, 0), tuple(zlib.crc32(path.stem.encode()).to_bytes(4)[:3]))
     image.save(path)
     return path
 

@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/data/annotations.html.md"""
 
 # %% auto #0
 __all__ = ['Annotation', 'ImageAnnotations', 'in_pixels', 'check_annotation', 'annotation_extent', 'self_intersects', 'uncrossed',
-           'to_objects', 'refuse_degrees', 'refuse_fractions']
+           'to_objects', 'turned_by', 'refuse_degrees', 'refuse_fractions']
 
 # %% ../../nbs/data/08_annotations.ipynb #05f52bb1
 import math
@@ -33,6 +33,7 @@ class Annotation:
     where: str = ""  # file:line or file:key
     difficulty: int = 0  # 0 plain, 1 difficult, 2 cut by a tile's edge (DOTA); a crowd has none
     area: float | None = None  # square pixels, where the label file states them (COCO)
+    turned: tuple | None = None  # eight numbers: what rotated geometry takes instead (an outline)
 
 
 @dataclass
@@ -64,7 +65,10 @@ def _scaled(annotation: Annotation, size: tuple[int, int]) -> Annotation:
     outline = annotation.outline
     if isinstance(outline, list):
         outline = [part * np.array(size, dtype=np.float64) for part in outline]
-    return replace(annotation, numbers=(*numbers, *angle), outline=outline)
+    turned = annotation.turned
+    if turned:
+        turned = tuple(x * size[i % 2] for i, x in enumerate(turned))
+    return replace(annotation, numbers=(*numbers, *angle), outline=outline, turned=turned)
 
 # %% ../../nbs/data/08_annotations.ipynb #4eba3eb6
 def check_annotation(annotation: Annotation, size: tuple[int, int]) -> tuple[bool, str]:
@@ -198,10 +202,11 @@ def to_objects(
     """
     kept, defects = [], []
     for annotation in annotations:
+        if annotation.turned and isinstance(geometry, Rotated):
+            annotation = replace(annotation, shape="quad", numbers=annotation.turned)
         usable, sentence = check_annotation(annotation, size)
         if sentence:
-            loses = "" if usable else "object"
-            defects.append(Defect(annotation.where, sentence, loses))
+            defects.append(Defect(annotation.where, sentence))
         if usable:
             kept.append(uncrossed(annotation))
     if not kept:
@@ -276,6 +281,14 @@ def _rotated_boxes(
         return geometry.from_quads(numbers.unflatten(1, (4, 2)))
     return geometry.normalize(numbers)
 
+# %% ../../nbs/data/08_annotations.ipynb #419fa57d
+def turned_by(degrees: float | None, xyxy: tuple) -> tuple | None:
+    """`xyxy` turned clockwise about its middle as center, sides, radians; None where nothing turns."""
+    if degrees is None or not math.isfinite(degrees) or degrees % 360 == 0:
+        return None
+    x1, y1, x2, y2 = xyxy
+    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, math.radians(degrees % 360)
+
 # %% ../../nbs/data/08_annotations.ipynb #306c6c80
 def refuse_degrees(images: list[ImageAnnotations], minimum: int = 8) -> None:
     """Raises `BadInput` where the angles of a whole set of labels look like degrees.
@@ -300,23 +313,33 @@ def refuse_degrees(images: list[ImageAnnotations], minimum: int = 8) -> None:
     )
 
 
-def refuse_fractions(images: list[ImageAnnotations], minimum: int = 3) -> None:
-    """Raises `BadInput` where all boxes of a set of labels (at least `minimum`) lie between 0 and 1.
+def refuse_fractions(images: list[ImageAnnotations], minimum: int = 3, most: float = 1.0) -> None:
+    """Raises `BadInput` where boxes of a set of labels (at least `minimum`) lie between 0 and 1.
 
-    Those are shares of the picture's sides, as YOLO writes them.
+    Those are shares of the picture's sides, as YOLO writes them; one box of ten may be another.
+    `most`: the largest number (2 where right = left + width may be made of shares).
     """
     annotations = [annotation for image in images for annotation in image.annotations]
-    if len(annotations) < minimum:
+    shares = [annotation for annotation in annotations if _like_shares(annotation, most)]
+    if len(shares) < max(minimum, 0.9 * len(annotations)):
         return
-    numbers = []
-    for annotation in annotations:
-        lengths = annotation.numbers[:4] if annotation.shape == "cxcywhr" else annotation.numbers
-        numbers += lengths
-    if all(float(number).is_integer() for number in numbers):
+    if all(float(number).is_integer() for shared in shares for number in _lengths(shared)):
         return
-    if not all(0 <= number <= 1 for number in numbers):
-        return
+    largest = max(number for shared in shares for number in _lengths(shared))
+    top = 1 if largest <= 1.01 else most
+    how_many = "all" if len(shares) == len(annotations) else f"{len(shares)} of"
     raise BadInput(
-        f"{annotations[0].where}: all {len(annotations)} boxes lie between 0 and 1, so the labels "
-        "seem to hold shares of the picture's sides; multiply x by its width and y by its height."
+        f"{shares[0].where}: {how_many} {len(annotations)} boxes lie between 0 and {top:g}, "
+        "so the labels seem to hold shares of the picture's sides; "
+        "multiply x by its width and y by its height."
     )
+
+
+def _lengths(annotation: Annotation) -> tuple:
+    """The numbers of an annotation that are lengths."""
+    return annotation.numbers[:4] if annotation.shape == "cxcywhr" else annotation.numbers
+
+
+def _like_shares(annotation: Annotation, most: float) -> bool:
+    """Whether all lengths of an annotation lie between 0 and `most`, up to rounding."""
+    return all(-0.01 <= number <= most + 0.01 for number in _lengths(annotation))

@@ -16,8 +16,10 @@ from pathlib import Path
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .formats.coco import has_five_numbers
+from .formats.coco_other import unread_json
 from .label_file import head_and_tail
 from .label_sources import Source, find_sources, list_sources
+from .own_output import data_files
 from .pixels import IMAGE_SUFFIXES
 from .split_names import SPLITS, group_of_json
 
@@ -33,6 +35,7 @@ class Layout:
     lists: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)  # label formats that are seen and not read
     alone: bool = False  # one JSON was given, not a folder
+    passed: list[str] = field(default_factory=list)  # sentences on files that are no data
 
 # %% ../../nbs/data/09_discover.ipynb #178daa6b
 _IMAGE_FOLDERS = "JPEGImages images Images image img imgs train2017 val2017 test2017".split()
@@ -60,12 +63,14 @@ def discover(path: Path | str) -> Layout:
     if path.is_file():
         return _discover_file(path)
     root = _enter_voc_folder(path)
-    files = _walk(root)
+    files, passed = data_files(_walk(root))
     layout = Layout(root, _image_files(files, root))
     images_inside = bool(layout.images)
     if not images_inside:
         layout.images = _sibling_images(root.parent) or _sibling_images(root.parent.parent)
     layout.sources, layout.foreign = find_sources(_label_files(files), layout.images, root)
+    used = {file for source in layout.sources for file in source.files}
+    layout.passed = passed + unread_json(_label_files(files), used, root)
     layout.lists = _find_lists(layout, images_inside)
     if not layout.images and not layout.sources:
         raise BadInput(
@@ -83,7 +88,7 @@ def _discover_file(path: Path) -> Layout:
             "give the folder that holds pictures and labels."
         )
     root = path.parent
-    images = _image_files(_walk(root), root) or _sibling_images(root.parent)
+    images = _image_files(data_files(_walk(root))[0], root) or _sibling_images(root.parent)
     rotated = has_five_numbers(head_and_tail(path))
     source = Source(group_of_json(path, root), "coco", [path], rotated)
     return Layout(root, images, [source], _lists(root), alone=True)
@@ -130,7 +135,7 @@ def _sibling_images(parent: Path) -> list[Path]:
     images = []
     for name in _SIBLING_FOLDERS:
         if (parent / name).is_dir():
-            images += _image_files(_walk(parent / name), parent)
+            images += _image_files(data_files(_walk(parent / name))[0], parent)
     return images
 
 

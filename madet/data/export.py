@@ -25,6 +25,7 @@ from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .class_lists import HRSC
 from .open_folder import OpenedFolder
+from .own_output import refuse_inside
 from .sample import Dataset, Defect, Record
 from .split_names import canonical
 
@@ -382,6 +383,7 @@ def convert_folder(
 
     Raises BadInput as `OpenedFolder` and `export_folder` do.
     """
+    refuse_inside(out, folder)
     opened = OpenedFolder(folder, labels, ignore_classes=ignore_classes, strict=False)
     entries = dict(opened.parts.entries)
     if "train" in entries:

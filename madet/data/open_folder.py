@@ -189,6 +189,7 @@ def _opening_sentences(opened: OpenedFolder) -> list[str]:
     """What was found in the folder and decided about it, one sentence each."""
     layout = opened.layout
     said = [_source_sentence(opened)]
+    said += layout.passed
     for kind in layout.foreign:
         said.append(f"There are {kind} labels too, a format that madet does not read.")
     if len(layout.sources) > 1:
@@ -213,14 +214,42 @@ def _source_sentence(opened: OpenedFolder) -> str:
         return f"{opened.root} holds pictures without labels."
     return f"{opened.root} holds {opened.source.format} labels ({opened.source.name})."
 
-
+# %% ../../nbs/data/16_open_folder.ipynb #8b3bb696
 def _geometry_sentence(opened: OpenedFolder) -> list[str]:
     """A sentence where the boxes that are made are of another kind than the labels."""
-    if isinstance(opened.geometry, Upright) and opened.source.rotated:
-        return ["The labels are rotated; upright training takes their enclosing upright boxes."]
-    if isinstance(opened.geometry, Rotated) and opened.source.files and not opened.source.rotated:
-        return ["The labels are upright; rotated training takes them at angle zero."]
-    return []
+    upright = isinstance(opened.geometry, Upright)
+    if opened.source.rotated:
+        whole = "The labels are rotated; upright training takes their enclosing upright boxes."
+        return [whole] if upright else []
+    said = _turned_sentences(opened.parts, upright)
+    if not said and not upright and opened.source.files:
+        said = ["The labels are upright; rotated training takes them at angle zero."]
+    return said
+
+
+def _turned_sentences(parts: Splits, upright: bool) -> list[str]:
+    """What becomes of turned boxes among upright labels: by an attribute, or drawn by an outline."""
+    count: Counter[str] = Counter()
+    for annotation in _annotations_of(parts):
+        count["all"] += 1
+        count["attribute"] += annotation.shape == "cxcywhr"
+        count["outline"] += annotation.turned is not None
+    said = []
+    if turned := count["attribute"]:
+        taken = "upright training takes their enclosing boxes" if upright else "taken as turned"
+        said.append(
+            f"{turned} of {count['all']} boxes are turned by their attribute `rotation` "
+            f"(degrees, clockwise, as CVAT writes it); {taken}."
+        )
+    if turned := count["outline"]:
+        taken = "upright training takes the upright box, rotated training the turned one"
+        said.append(
+            f"The outlines of {turned} of {count['all']} objects are turned boxes of four corners; "
+            f"{taken}."
+        )
+    if said and not upright:
+        said.append("Other boxes are taken at angle zero.")
+    return said
 
 # %% ../../nbs/data/16_open_folder.ipynb #6a839804
 def _unwritable_names(opened: OpenedFolder) -> list[str]:

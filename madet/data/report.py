@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
+from .duplicates import find_duplicates
 from .open_folder import OpenedFolder
 from .records import DatasetBuilder
 from .sample import Dataset, Defect
@@ -113,6 +114,7 @@ def survey(
         first = report.defects[0] if report.defects else path
         raise BadInput(f"{path}: not one picture can be read; the first trouble is at {first}.")
     _count(opened, report, counts)
+    report.defects += find_duplicates(opened.parts.entries, opened.root)
     return report
 
 # %% ../../nbs/data/06_report.ipynb #c099e787
@@ -122,10 +124,11 @@ def _examine(opened: OpenedFolder, report: Report, verify: int) -> dict[int, int
     Fills the report's defects and data set on the way.
     """
     entries = _distinct_entries(opened)
-    decoded = set(sample_paths([entry.image for entry in entries if entry.image], verify))
-    if len(decoded) < len(entries) and verify:
+    pictures = list(dict.fromkeys(entry.image for entry in entries if entry.image))
+    decoded = set(sample_paths(pictures, verify))
+    if len(decoded) < len(pictures) and verify:
         report.said.append(
-            f"{len(decoded)} of {len(entries)} pictures were decoded, "
+            f"{len(decoded)} of {len(pictures)} pictures were decoded, "
             "of the others only the head was read."
         )
     made, counts = DatasetBuilder(), {}

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..boxes.errors import BadInput
 from ..boxes.files import write_json
 from ..boxes.geometry import Rotated
+from ..data.own_output import inside_sentence
 from ..data.pixels import IMAGE_SUFFIXES, read_image
 from ..figures.draw import annotate
 from .load import detector_from
@@ -130,6 +131,8 @@ def predict(
     lower_threshold(model, threshold)
     views = views_of(recipe_with(recipe, {"image_size": image_size} if image_size else {}))
     model.to(pick_device(device))
+    if sentence := inside_sentence(out, images):
+        print(sentence)
     out.mkdir(parents=True, exist_ok=True)
     entries, unread, shown = [], [], []
     for path, name in zip(paths, unique_stems(paths)):

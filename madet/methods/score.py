@@ -16,6 +16,7 @@ from ..boxes.files import write_json
 from ..boxes.geometry import Rotated, Upright
 from ..data.embedded import embedded
 from ..data.open_folder import open_data
+from ..data.own_output import inside_sentence
 from ..data.sample import Dataset
 from ..figures.tables import Column, render
 from .load import detector_from
@@ -86,6 +87,8 @@ def score_detector(
             f"--ap {ap_mode} is for rotated boxes, and {weights} finds upright ones; leave it out."
         )
     for sentence in dataset.said:
+        print(sentence)
+    if out and (sentence := inside_sentence(out, [recipe.data])):
         print(sentence)
     model.to(pick_device(device))
     found = detect(model, dataset, views_of(recipe), batch, workers)

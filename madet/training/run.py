@@ -88,8 +88,10 @@ def checked_splits(recipe: Recipe, geometry: Upright | Rotated) -> dict[str, Dat
     splits = open_splits(recipe, geometry)
     records = splits["train"].records
     if not any(has_objects(record) for record in records):
+        crowds = [d.what for d in splits["train"].defects if "objects are crowds" in d.what]
+        why = f" ({crowds[0]})" if crowds else ""
         raise BadInput(
-            f"the {len(records)} training images of {recipe.data} have no object to learn from; "
+            f"the {len(records)} training images of {recipe.data} have no object to learn from{why}; "
             "madet data show lists what is wrong with the labels"
         )
     return splits

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...boxes.errors import BadInput
 from ..annotations import Annotation, ImageAnnotations
-from .coco import check_radians
+from .coco_objects import check_radians
 from .voc import Node, is_difficult, number, odd_bytes, read_xml, wanted
 from ..label_file import LabelFormat, always, each_file
 

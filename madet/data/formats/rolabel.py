@@ -11,7 +11,7 @@ __all__ = ['ROLABEL_FORMAT', 'read_rolabel']
 from pathlib import Path
 
 from ..annotations import ImageAnnotations
-from .coco import check_radians
+from .coco_objects import check_radians
 from .voc import Node, number, read_voc, upright_box
 from ..label_file import LabelFormat, always, each_file
 

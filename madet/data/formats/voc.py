@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from ...boxes.errors import BadInput
-from ..annotations import Annotation, ImageAnnotations
+from ..annotations import Annotation, ImageAnnotations, turned_by
 from ..label_file import LabelFormat, each_file
 from ..sample import Defect
 
@@ -144,8 +144,25 @@ def _read_object(node: Node, path: Path, read_box: BoxReader) -> Annotation:
     if not name:
         raise BadInput(f"{where}: the object has an empty <name>; write its class there.")
     shape, numbers = read_box(node, path)
+    turned = turned_by(_rotation(node), numbers) if shape == "xyxy" else None
+    if turned is not None:
+        shape, numbers = "cxcywhr", turned
     difficulty = is_difficult(node)
     return Annotation(name, shape, numbers, difficulty > 0, None, where, difficulty)
+
+
+def _rotation(node: Node) -> float | None:
+    """Degrees of CVAT's attribute `rotation`, by which it turned the box; None where there is none."""
+    attributes = node.first("attributes")
+    for attribute in attributes.all("attribute") if attributes else []:
+        name = attribute.first("name")
+        value = attribute.first("value")
+        if name is not None and value is not None and name.text.strip() == "rotation":
+            try:
+                return float(value.text)
+            except ValueError:
+                return None
+    return None
 
 
 def is_difficult(node: Node) -> int:
