@@ -206,7 +206,8 @@ def to_objects(
             annotation = replace(annotation, shape="quad", numbers=annotation.turned)
         usable, sentence = check_annotation(annotation, size)
         if sentence:
-            defects.append(Defect(annotation.where, sentence))
+            loses = "" if usable else "object"
+            defects.append(Defect(annotation.where, sentence, loses))
         if usable:
             kept.append(uncrossed(annotation))
     if not kept:

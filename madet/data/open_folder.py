@@ -214,6 +214,43 @@ def _source_sentence(opened: OpenedFolder) -> str:
         return f"{opened.root} holds pictures without labels."
     return f"{opened.root} holds {opened.source.format} labels ({opened.source.name})."
 
+# %% ../../nbs/data/16_open_folder.ipynb #6a839804
+def _unwritable_names(opened: OpenedFolder) -> list[str]:
+    """What becomes of names in DOTA's result files, where blanks part words and files are called after classes."""
+    if not isinstance(opened.geometry, Rotated):
+        return []
+    said, pictures = [], set()
+    for entries in opened.parts.entries.values():
+        pictures.update(entry.image.name for entry in entries if entry.image is not None)
+    if spaced := sorted(name for name in pictures if len(Path(name).stem.split()) > 1):
+        said.append(
+            f"{len(spaced)} pictures have blanks in their names (the first is {spaced[0]}); "
+            "Task 1 files hold a blank as %20, and madet eval reads it back."
+        )
+    if odd := [name for name in opened.classes if set(name) & set('/\\:*?"<>|')]:
+        said.append(
+            f"No file can be called after {', '.join(odd)}; Task 1 files have such characters "
+            "as % and two digits, and madet eval reads them back."
+        )
+    return said
+
+
+def _unlisted_defects(parts: Splits, sentences: dict[str, str]) -> list[Defect]:
+    """Names that are on no list of a known benchmark, at the first place where each stands."""
+    if not sentences:
+        return []
+    first: dict[str, str] = {}
+    for annotation in _annotations_of(parts):
+        first.setdefault(annotation.name, annotation.where)
+    return [Defect(first[name], sentence) for name, sentence in sentences.items()]
+
+
+def _annotations_of(parts: Splits) -> Iterator[Annotation]:
+    for entries in parts.entries.values():
+        for entry in entries:
+            if entry.labels:
+                yield from entry.labels.annotations
+
 # %% ../../nbs/data/16_open_folder.ipynb #8b3bb696
 def _geometry_sentence(opened: OpenedFolder) -> list[str]:
     """A sentence where the boxes that are made are of another kind than the labels."""
@@ -249,26 +286,6 @@ def _turned_sentences(parts: Splits, upright: bool) -> list[str]:
         )
     if said and not upright:
         said.append("Other boxes are taken at angle zero.")
-    return said
-
-# %% ../../nbs/data/16_open_folder.ipynb #6a839804
-def _unwritable_names(opened: OpenedFolder) -> list[str]:
-    """What becomes of names in DOTA's result files, where blanks part words and files are called after classes."""
-    if not isinstance(opened.geometry, Rotated):
-        return []
-    said, pictures = [], set()
-    for entries in opened.parts.entries.values():
-        pictures.update(entry.image.name for entry in entries if entry.image is not None)
-    if spaced := sorted(name for name in pictures if len(Path(name).stem.split()) > 1):
-        said.append(
-            f"{len(spaced)} pictures have blanks in their names (the first is {spaced[0]}); "
-            "Task 1 files hold a blank as %20, and madet eval reads it back."
-        )
-    if odd := [name for name in opened.classes if set(name) & set('/\\:*?"<>|')]:
-        said.append(
-            f"No file can be called after {', '.join(odd)}; Task 1 files have such characters "
-            "as % and two digits, and madet eval reads them back."
-        )
     return said
 
 
