@@ -61,7 +61,7 @@ setup(
     install_requires=lines("requirements"),
     extras_require={
         name: lines(f"{name}_requirements")
-        for name in ("dev", "docs", "fast", "lite", "tensorboard", "ray", "slurm")
+        for name in ("dev", "docs", "fast", "heic", "lite", "tensorboard", "tiff", "ray", "slurm")
     },
     data_files=list(paper_files()),
     entry_points={

@@ -27,6 +27,11 @@ REFUSED = {
     "tensorboard",
     "ray",
     "submitit",
+    "tifffile",
+    "imagecodecs",
+    "pillow_heif",
+    "pillow_avif",
+    "pillow_jxl",
 }  # extras
 
 

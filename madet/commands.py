@@ -45,6 +45,7 @@ def run_predict(args: Namespace, put: Put) -> int:
         args.image_size,
         args.device,
         args.trust,
+        args.intensity,
     )
     put(answer)
     if answer["errors"] and not args.json:
@@ -70,7 +71,7 @@ def run_table(args: Namespace, put: Put) -> int:
     return 1 if failed else 0
 
 # %% ../nbs/94_commands.ipynb #4072f287
-RECIPE_FIELDS = ("data", "labels", "ignore_class", "level", "image_size", "test_sizes")
+RECIPE_FIELDS = ("data", "labels", "ignore_class", "level", "image_size", "test_sizes", "intensity")
 
 
 def run_test(args: Namespace, put: Put) -> int:

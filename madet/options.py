@@ -29,6 +29,7 @@ GROUPS = {
         "test_sizes",
         "flips",
         "turns",
+        "intensity",
         "workers",
     ),
     "network": ("method", "backbone", "weights", "init", "init_sha256"),

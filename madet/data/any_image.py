@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes.errors import BadInput
+from .intensity import Range, to_bytes
 from .pixels import read_image, to_rgb, upright_pixels
 
 # %% ../../nbs/data/23_any_image.ipynb #35b78795
@@ -106,19 +107,21 @@ def _check_sides(image: Tensor, shape: list[int]) -> None:
         raise BadInput(f"an image of shape {shape} has no pixels; leave it out.")
 
 # %% ../../nbs/data/23_any_image.ipynb #3930912d
-def to_pixels(image: Any, trusted: bool = False) -> Tensor:
+def to_pixels(image: Any, trusted: bool = False, intensity: Range | None = None) -> Tensor:
     """One image of any kind as a float32 tensor `[3, H, W]` in 0..1, RGB.
 
     `image`: a path; a PIL image; an array `[H, W]` or `[H, W, C]`; a tensor `[H, W]` or `[C, H, W]`, which stays on
-    its device. Values: uint8, bool, or floats from 0 to 1. `trusted`: see `unit_values`. Raises `BadInput` that says
-    what cannot be taken, and how it can.
+    its device. Values: uint8, bool, or floats from 0 to 1; with `intensity`, the values that are black and white in
+    pictures of more than eight bits, other whole numbers too. `trusted`: see `unit_values`. Raises `BadInput` that
+    says what cannot be taken, and how it can.
     """
     if isinstance(image, (str, Path)):
-        return unit_values(read_image(image))
+        return unit_values(read_image(image, intensity=intensity))
     if isinstance(image, Image.Image):
-        return unit_values(channels_first(to_rgb(upright_pixels(image)).copy())).contiguous()
+        pixels = to_rgb(upright_pixels(image), intensity)
+        return unit_values(channels_first(pixels.copy())).contiguous()
     if isinstance(image, np.ndarray):
-        image = channels_first(image)
+        image = channels_first(image if intensity is None else _without_depth(image, intensity))
     if not isinstance(image, Tensor):
         raise BadInput(
             f"an image is given as {type(image).__name__}; "
@@ -127,22 +130,34 @@ def to_pixels(image: Any, trusted: bool = False) -> Tensor:
     return unit_values(three_channels(image), trusted)
 
 
-def to_images(images: Any, trusted: bool = False) -> list[Tensor]:
+def _without_depth(image: np.ndarray, intensity: Range) -> np.ndarray:
+    """Whole numbers of more than eight bits as bytes; other arrays as they are."""
+    return to_bytes(image, intensity) if image.dtype.kind in "ui" else image
+
+
+def to_images(
+    images: Any,
+    trusted: bool = False,
+    intensity: Range | None = None,
+    device: torch.device | str | None = None,
+) -> list[Tensor]:
     """What a detector is called with as a list of float32 tensors `[3, H, W]` in 0..1.
 
     `images`: one image as `to_pixels` takes it; a list or tuple of them; a batch, `[B, C, H, W]` as a tensor or
-    `[B, H, W, C]` as an array. Raises `BadInput` that names the image by its place.
+    `[B, H, W, C]` as an array. `trusted`, `intensity`: see `to_pixels`; `device`: where they go, None: where they are.
+    Raises `BadInput` that names the image by its place.
     """
     if isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4:
         images = list(images)
-    if not isinstance(images, (list, tuple)):
-        return [to_pixels(images, trusted)]
+    single = not isinstance(images, (list, tuple))
     found = []
-    for number, image in enumerate(images):
+    for number, image in enumerate([images] if single else images):
         try:
-            found.append(to_pixels(image, trusted))
+            pixels = to_pixels(image, trusted, intensity)
         except BadInput as error:
-            raise BadInput(f"image {number} of {len(images)}: {error}") from None
+            place = "" if single else f"image {number} of {len(images)}: "
+            raise BadInput(f"{place}{error}") from None
+        found.append(pixels if device is None else pixels.to(device))
     if not found:
         raise BadInput("there is no image to look at; give one, or a list of them.")
     return found

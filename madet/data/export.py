@@ -26,6 +26,7 @@ from ..boxes.geometry import Rotated, Upright
 from .class_lists import HRSC
 from .open_folder import OpenedFolder
 from .own_output import refuse_inside
+from .pixels import read_image
 from .sample import Dataset, Defect, Record
 from .split_names import canonical
 
@@ -316,15 +317,16 @@ def _picture_folder(kind: str, split: str) -> str:
 def _copy_pictures(part: Dataset, names: list[str], folder: Path) -> None:
     folder.mkdir(exist_ok=True, parents=True)
     for record, name in zip(part.records, names):
-        _copy_picture(record.path, folder / name)
+        _copy_picture(record, folder / name)
 
 
-def _copy_picture(source: Path, target: Path) -> None:
+def _copy_picture(record: Record, target: Path) -> None:
     """Byte for byte; as BMP where the name asks for it and the file is none."""
-    if target.suffix == ".bmp" and source.suffix.lower() != ".bmp":
-        Image.open(source).save(target)
+    if target.suffix == ".bmp" and record.path.suffix.lower() != ".bmp":
+        pixels = read_image(record.path, (record.width, record.height))
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(target)
     else:
-        shutil.copyfile(source, target)
+        shutil.copyfile(record.path, target)
 
 
 def _free_name(path: Path, split: str, used: set[str], kind: str) -> str:

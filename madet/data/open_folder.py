@@ -328,6 +328,7 @@ def _make_dataset(
         said=opened.said + said + difficulties + made.said,
         missing_images=lost(made.defects, "picture") + opened.parts.unmet[canonical(split)],
         dropped_boxes=lost(made.defects, "object"),
+        deep=made.deep,
     )
 
 

@@ -15,28 +15,37 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .duplicates import find_duplicates
+from .intensity import choose_intensity
 from .open_folder import OpenedFolder
+from .picture_files import NotForPillow, open_picture
 from .records import DatasetBuilder
 from .sample import Dataset, Defect
 from .splits import ImageEntry, resolve_split
+from .stored_values import stored_values
 
 # %% ../../nbs/data/06_report.ipynb #b2fa3db4
 def broken_pixels(path: Path) -> str:
-    """What Pillow says when it decodes a picture; '' where it is sound."""
+    """What is wrong with a picture once it is decoded; '' where it is sound."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-    except Exception as error:
-        return (
-            f"cannot be decoded ({error}); copy or download it again, or take it out of the "
-            "data set"
-        )
+    except NotForPillow:
+        return _why_not(path)
+    except BadInput as error:
+        return str(error).removeprefix(f"{path} ").rstrip(".")
+    return ""
+
+
+def _why_not(path: Path) -> str:
+    """As `broken_pixels`, of a TIFF that Pillow does not know."""
+    try:
+        stored_values(path)
+    except BadInput as error:
+        return str(error).removeprefix(f"{path} ").rstrip(".")
     return ""
 
 
@@ -151,8 +160,21 @@ def _examine(opened: OpenedFolder, report: Report, verify: int) -> dict[int, int
         name=opened.root.absolute().name,
         format=opened.source.format,
         split="all",
+        deep=made.deep,
     )
+    if made.deep:
+        _choose_intensity(report, report.dataset)
     return counts
+
+
+def _choose_intensity(report: Report, dataset: Dataset) -> None:
+    """Says how values of more than eight bits are read, and reads them so for a page of pictures."""
+    try:
+        dataset.intensity, sentence = choose_intensity(dataset.deep)
+    except BadInput as error:
+        report.said.append(str(error))
+        return
+    report.said.append(sentence)
 
 
 def _distinct_entries(opened: OpenedFolder) -> list[ImageEntry]:

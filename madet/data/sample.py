@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..boxes.geometry import Rotated, Upright
+from .intensity import Range
 from .pixels import read_image
 
 # %% ../../nbs/data/00_sample.ipynb #0960a0a0
@@ -150,6 +151,9 @@ class Dataset:
     said: list[str] = field(default_factory=list)
     missing_images: int = 0  # that labels or lists name, and that cannot be read
     dropped_boxes: int = 0  # that labels hold, and that cannot be used
+    # pictures of more than 8 bits a value, and the values that become black and white in them (None: by their type)
+    deep: list[Path] = field(default_factory=list)
+    intensity: Range | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -160,7 +164,7 @@ class Dataset:
         Raises `BadInput` that names a file which cannot be decoded.
         """
         record = self.records[index]
-        image = read_image(record.path, (record.width, record.height))
+        image = read_image(record.path, (record.width, record.height), self.intensity)
         size = (record.height, record.width)
         return Sample(image, record.objects.clone(), torch.eye(3), record.image_id, size)
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
+from ..data.any_image import to_images
+from ..data.intensity import Range
 
 # %% ../../nbs/detectors/00_detector.ipynb #3298a88c
 Size = tuple[int, int]  # height and width, pixels
@@ -121,13 +123,12 @@ def check_target(target: dict, name: object, boxes: Upright | Rotated, num_class
 
 # %% ../../nbs/detectors/00_detector.ipynb #d7c0a11e
 class Detector(nn.Module):
-    """A backbone, a neck and a dense head.
-
-    `boxes` is the geometry of its detections, `classes` the names of their classes where known."""
+    """A backbone, a neck and a dense head; `boxes`: the geometry of its detections, `classes`: their names."""
 
     backbone: Any
     neck: Any
     head: Any
+    intensity: Range | None = None  # what is black and white beyond eight bits; None: by the type
 
     def __init__(
         self,
@@ -151,14 +152,15 @@ class Detector(nn.Module):
         return self.neck(self.backbone(pixels))
 
     def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None
+        self, images: Any, targets: list[dict] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training, detections in evaluation, for images `[3, H, W]` in 0..1.
+        """Losses in training, detections in evaluation, for images `[3, H, W]` in 0..1, or what `to_images` takes.
 
         A target holds `boxes` `[G, dim]`, `labels` `[G]` and maybe `ignore` `[G]`; a detection `boxes` `[N, dim]` in
         pixels of its image, `scores` `[N]` and `labels` `[N]`. Raises `BadInput` as `check_targets` does."""
         device = next(self.parameters()).device
-        pixels, sizes, pad_sizes = self.pixels.batch([image.to(device) for image in images])
+        images = to_images(images, self.training, self.intensity, device)
+        pixels, sizes, pad_sizes = self.pixels.batch(images)
         if targets is not None:
             targets = targets_to(targets, device)
         return self.forward_batch(pixels, sizes, pad_sizes, targets)

@@ -11,6 +11,7 @@ __all__ = ['LOSS_NAMES', 'PYRAMID_NAMES', 'BLOCK_NAMES', 'NamedMaps', 'usable_ob
 # %% ../../nbs/detectors/05_torchvision.ipynb #b05e260d
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Upright
+from ..data.any_image import to_images
+from ..data.intensity import Range
 from .dense import backbone_with_fpn
 from .detector import Size, pixels_for, targets_to
 from ..nets.fpn import FPN
@@ -101,6 +104,8 @@ def _detections(
 class TorchvisionDetector(nn.Module):
     """torchvision's RetinaNet or FCOS in the interface of our detectors."""
 
+    intensity: Range | None = None  # as in `Detector`
+
     def __init__(
         self, model: RetinaNet | FCOS, num_classes: int, classes: tuple[str, ...] | None = None
     ):
@@ -113,15 +118,16 @@ class TorchvisionDetector(nn.Module):
         self.said = getattr(model.backbone.body, "said", "")
 
     def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None
+        self, images: Any, targets: list[dict] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Scalar losses in training, else detections.
 
         Detections have `boxes` `[N, 4]` xyxy in pixels, `scores` `[N]` and `labels` `[N]` from 0. Images are
-        `[3, H, W]` in 0..1; targets hold `boxes`, `labels` and maybe `ignore`. Raises `BadInput` where training has no
-        targets."""
+        `[3, H, W]` in 0..1, or what `to_images` takes; targets hold `boxes`, `labels` and maybe `ignore`. Raises
+        `BadInput` where training has no targets or an image cannot be taken."""
         device = next(self.parameters()).device
-        pixels, sizes, pad_sizes = self.pixels.batch([image.to(device) for image in images])
+        images = to_images(images, self.training, self.intensity, device)
+        pixels, sizes, pad_sizes = self.pixels.batch(images)
         if targets is not None:
             targets = targets_to(targets, device)
         return self.forward_batch(pixels, sizes, pad_sizes, targets)

@@ -24,7 +24,7 @@ from ..nets.efficientnet_lite import EfficientNetLite
 from ..nets.resnet import ResNet, to_batch_norm
 from ..nets.weights import read_weights
 from ..training.checkpoint import about_weights, load_weights
-from ..training.recipe import Recipe, from_flat
+from ..training.recipe import Recipe, from_flat, intensity_range
 
 # %% ../../nbs/methods/10_load.ipynb #2d089647
 def weights_file(path: Path | str) -> Path:
@@ -133,4 +133,5 @@ def detector_from(path: Path | str, trust: bool = False) -> tuple[Any, Recipe, t
     model.classes = classes
     if "pixels" in about:
         model.pixels = stored_pixels(about["pixels"])
+    model.intensity = intensity_range(recipe.intensity)
     return model.eval(), recipe, classes
