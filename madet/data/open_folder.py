@@ -234,23 +234,6 @@ def _unwritable_names(opened: OpenedFolder) -> list[str]:
         )
     return said
 
-
-def _unlisted_defects(parts: Splits, sentences: dict[str, str]) -> list[Defect]:
-    """Names that are on no list of a known benchmark, at the first place where each stands."""
-    if not sentences:
-        return []
-    first: dict[str, str] = {}
-    for annotation in _annotations_of(parts):
-        first.setdefault(annotation.name, annotation.where)
-    return [Defect(first[name], sentence) for name, sentence in sentences.items()]
-
-
-def _annotations_of(parts: Splits) -> Iterator[Annotation]:
-    for entries in parts.entries.values():
-        for entry in entries:
-            if entry.labels:
-                yield from entry.labels.annotations
-
 # %% ../../nbs/data/16_open_folder.ipynb #8b3bb696
 def _geometry_sentence(opened: OpenedFolder) -> list[str]:
     """A sentence where the boxes that are made are of another kind than the labels."""

@@ -204,8 +204,8 @@ def run(
     geometry: the kind of box to train on, or a function (method_options) -> geometry
     conclude: called with the test detections before metrics.json is written; not with processes
     begin:    called with the fresh model and the folder, may fill the weights; gives sentences and further metadata
-    channels_last: keep the channels of a pixel together in memory (the tiny detector is 7 % faster so on a CPU)
-    Raises BadInput with a sentence, or Interrupted (a KeyboardInterrupt) once the run is saved.
+    channels_last: keep a pixel's channels together in memory (7 % faster for the tiny detector on a CPU)
+    Raises BadInput, or Interrupted (a KeyboardInterrupt) once the run is saved.
     """
     with (
         Signals(at_once=True) as signals,
@@ -233,8 +233,8 @@ def run(
         start_or_resume(state, folder, plan, place, say)
         about = about_run(recipe, method_options, scale, model) | more
         scorer = Scorer(parts, recipe)
-        check = scorer.validate
-        train(state, step_fn, batches, folder, plan, check, about, tensorboard, stream=stream)
+        rest = scorer.validate, about, tensorboard
+        train(state, step_fn, batches, folder, plan, *rest, stream=stream)
         return conclude_run(state, plan, scorer, scale, folder, signals, conclude, say)
 
 # %% ../../nbs/training/09_run.ipynb #71460769
