@@ -189,7 +189,7 @@ def add_test(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="a COCO, VOC, DOTA or roLabelImg folder, a COCO JSON, or embedded [the data of the run]",
+        help="a data folder, a COCO JSON, or embedded [the data of the run]",
     )
     parser.add_argument("--split", default="test", help="train, val or test [test]")
     parser.add_argument("--labels", help="which labels, where a folder holds several kinds")
@@ -344,7 +344,10 @@ def add_parity(subparsers: argparse._SubParsersAction) -> None:
     )
 
 # %% ../nbs/93_parsers.ipynb #d62dfec5
-FORMATS = ("coco", "voc", "dota", "rolabel", "hrsc", "dior")  # of madet.data.export
+FORMATS = (  # of madet.data.export
+    *("coco", "voc", "dota", "rolabel", "hrsc", "dior", "yolo", "labelme", "labelstudio"),
+    *("cvat", "createml", "openimages", "csv"),
+)
 LEVELS = ("easy", "standard", "hard")  # of madet.data.embedded
 
 
@@ -410,7 +413,8 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
         "folder",
         type=Path,
         metavar="DIR",
-        help="a COCO folder or JSON, a VOC, DOTA, roLabelImg, HRSC2016 or DIOR-R folder",
+        help="a data folder in any format that is read (COCO, VOC, YOLO, DOTA, LabelMe, CVAT and "
+        "others), or one COCO JSON",
     )
     parser.add_argument("--labels", metavar="NAME", help="which labels, where a folder has several")
     parser.add_argument(

@@ -554,11 +554,12 @@ def test_dota_lines_glued_together(tmp_path):
     )
 
 
-def test_yolo_text_is_named(tmp_path):
+def test_yolo_text_without_names_is_read_by_numbers(tmp_path):
     picture(tmp_path / "images/a.png")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
-    assert "convert" in refused("yolo", tmp_path, "train")
+    found = open_data(tmp_path, "train")
+    assert found.classes == ("0",) and "called by their numbers" in " ".join(found.said)
     assert show(tmp_path) == 0
 
 

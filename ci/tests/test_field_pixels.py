@@ -172,7 +172,7 @@ def test_every_ending_in_capital_letters(tmp_path):
     for suffix in (*kinds, ".JPG", ".PNG", ".BMP", ".TIF", ".WEBP", ".PGM", ".JP2"):
         names.append(f"p{len(names)}{suffix}")
         mode = "1" if suffix == ".PBM" else "L" if suffix == ".PGM" else "RGB"
-        picture = Image.fromarray(scene()).convert(mode)
+        picture = Image.fromarray(scene(seed=len(names))).convert(mode)
         picture.save(tmp_path / "images" / names[-1], kinds.get(suffix))
     report = survey(coco(tmp_path, names))
     assert (report.images, report.objects, report.defects) == (len(names), len(names), [])

@@ -22,7 +22,7 @@ from madet.boxes.geometry import Upright
 from madet.cli import main
 from madet.data.augment import Resize, crop, warp_objects
 from madet.data.embedded import embedded
-from madet.data.export import coco_dict
+from madet.data.formats.coco_writer import coco_dict
 from madet.data.sample import Record
 from madet.methods.names import BACKBONES, METHODS, method_fields, recipe_of
 from madet.tables.grid import missing, paper_folder, read_grid

@@ -396,7 +396,7 @@ def test_unknown_class_names(tmp_path, capsys):
         tmp_path,
         {
             "a": quad("plane") + "\n" + quad("ship"),
-            "b": quad("ship") + "\n" + quad("helicoptr") + "\n" + quad("helicoptr"),
+            "b": quad("ship") + "\n" + quad("helicoptr") + "\n" + quad("helicoptr", 70),
         },
     )
     code, document = shown(capsys, root)

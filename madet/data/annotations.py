@@ -48,6 +48,8 @@ class ImageAnnotations:
     # what could not even be read as an annotation
     defects: list[Defect] = field(default_factory=list)
     shares: bool = False  # numbers are shares of the picture's sides, angles apart
+    split: str | None = None  # where the label file itself says so
+    named: str = ""  # the picture's file name, where the label file has one besides its key
 
 # %% ../../nbs/data/08_annotations.ipynb #a15f3731
 def in_pixels(labels: ImageAnnotations, size: tuple[int, int]) -> list[Annotation]:

@@ -16,7 +16,9 @@ from PIL import Image
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
 from .embedded import COUNTS, EmbeddedSet, embedded, fingerprint
-from .export import coco_dict, dota_text, voc_xml
+from .formats.coco_writer import coco_dict
+from .formats.dota import dota_text
+from .formats.voc import voc_xml
 from .scenes import LEVELS
 
 # %% ../../nbs/data/19_make_synthetic.ipynb #9a607507

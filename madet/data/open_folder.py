@@ -15,60 +15,82 @@ from pathlib import Path
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from .annotations import Annotation, refuse_degrees, refuse_fractions
+from .annotations import Annotation, ImageAnnotations, refuse_degrees, refuse_fractions
 from .class_lists import in_published_order
 from .discover import Layout, choose_source, discover
 from .formats.table import FORMATS
 from .label_file import LabelFile
 from .label_sources import Source, list_sources
+from .picture_index import PictureIndex, Wanted
+from .picture_search import join, sentences
 from .records import DatasetBuilder, lost
 from .sample import Dataset, Defect
-from .split_names import canonical, split_of, split_of_json
-from .splits import ImageEntry, PictureIndex, Splits, find_splits, resolve_split
+from .split_names import Told, canonical, split_of, split_of_json
+from .splits import ImageEntry, Splits, find_splits, resolve_split
 
 # %% ../../nbs/data/16_open_folder.ipynb #f61d6606
 def _read_entries(
     layout: Layout, source: Source, pictures: PictureIndex
-) -> tuple[list[ImageEntry], list[LabelFile]]:
-    """All images of a set of labels with their pictures, and the label files they stand in."""
-    if not source.files:
-        return [], []
-    files = FORMATS[source.format].read(source.files, layout.root)
-    entries = []
-    for file in files:
-        if FORMATS[source.format].file_per_picture:
-            entries += [_picture_entry(file, layout.root, pictures)]
-        else:
-            entries += _split_entries(file, layout.root, pictures)
-    if source.format != "coco":
-        images = [entry.labels for entry in entries if not entry.labels.shares]
-        refuse_degrees(images)
-        refuse_fractions(images)
-    return entries, files
+) -> tuple[list[ImageEntry], list[LabelFile], list[str]]:
+    """All images of a set of labels with their pictures, their label files, and sentences about the pictures."""
+    files, entries, wanted, sheets = [], [], [], []
+    for piece in source.pieces if source.files else []:
+        read = FORMATS[piece.format].read(piece.files, layout.root)
+        single = FORMATS[piece.format].file_per_picture
+        images = []
+        for file in read:
+            for labels in file.images:
+                one = _wanted(file, labels, single, layout.root, pictures.told)
+                entries.append(ImageEntry(labels, None, one.split, file.classes))
+                wanted.append(one)
+                images.append(labels)
+                sheets.append(not single)
+        files += read
+        _check_numbers(piece, images)
+    found = join(pictures, wanted)
+    for entry, one in zip(entries, found):
+        entry.image = one.image
+        entry.trouble = one.trouble
+    _split_by_pictures([entry for entry, sheet in zip(entries, sheets) if sheet], pictures, 2)
+    _split_by_pictures([entry for entry, sheet in zip(entries, sheets) if not sheet], pictures, 1)
+    return entries, files, sentences(pictures, wanted, found)
+
+# %% ../../nbs/data/16_open_folder.ipynb #16a00001
+def _split_by_pictures(entries: list[ImageEntry], pictures: PictureIndex, least: int) -> None:
+    """Gives entries whose labels lie in no split the split of their picture's folder (DIOR-R).
+
+    A file of many pictures is one part, unless they lie in folders of at least two.
+    """
+    found = {}
+    for i, entry in enumerate(entries):
+        if entry.split is None and entry.image:
+            found[i] = _labelled_split(entry.image, pictures)
+    if len(set(found.values()) - {None}) >= least:
+        for i, split in found.items():
+            entries[i].split = split
 
 
-def _split_entries(file: LabelFile, root: Path, pictures: PictureIndex) -> list[ImageEntry]:
-    """The images of a file that holds many."""
-    split = split_of_json(file.path, root)
-    entries = []
-    for labels in file.images:
-        picture = pictures.find(labels.key, file.path, split)
-        entries.append(ImageEntry(labels, picture, split, file.classes))
-    return entries
+def _wanted(
+    file: LabelFile, labels: ImageAnnotations, single: bool, root: Path, told: Told
+) -> Wanted:
+    """What the labels of an image ask for; a file of one image may be called as its picture."""
+    path = file.path
+    split = labels.split or (split_of if single else split_of_json)(path, root, told)
+    named = labels.named or (path.stem if single else "")
+    return Wanted(labels.key, path, split, named, labels.size)
 
 
-def _picture_entry(file: LabelFile, root: Path, pictures: PictureIndex) -> ImageEntry:
-    """The image of a file that holds one."""
-    split = split_of(file.path, root)
-    picture = pictures.find(file.path.stem, file.path, split)
-    if split is None and picture:
-        split = _labelled_split(picture, root)
-    return ImageEntry(file.images[0], picture, split, file.classes)
+def _check_numbers(piece: Source, images: list[ImageAnnotations]) -> None:
+    """Raises `BadInput` where the numbers of a whole set are no pixels or no radians."""
+    if piece.format != "coco":
+        in_pixels = [labels for labels in images if not labels.shares]
+        refuse_degrees(in_pixels)
+        refuse_fractions(in_pixels)
 
 
-def _labelled_split(picture: Path, root: Path) -> str | None:
+def _labelled_split(picture: Path, pictures: PictureIndex) -> str | None:
     """The split of a picture's folder, for labels that lie in no split's folder (DIOR-R)."""
-    split = split_of(picture, root)
+    split = split_of(picture, pictures.root, pictures.told)
     return None if split == "unlabelled" else split
 
 # %% ../../nbs/data/16_open_folder.ipynb #8770db26
@@ -148,8 +170,8 @@ class OpenedFolder:
         if self.layout.sources or labels:
             self.source = choose_source(self.layout, labels, geometry)
         self.geometry = geometry or (Rotated() if self.source.rotated else Upright())
-        pictures = PictureIndex(self.layout)
-        entries, self.files = _read_entries(self.layout, self.source, pictures)
+        pictures = self.layout.pictures
+        entries, self.files, self.found = _read_entries(self.layout, self.source, pictures)
         self.parts = find_splits(self.layout, entries, pictures)
         names, self.differ = class_names(self.parts, self.files, self.ignored)
         self.classes, self.list_said, self.unlisted = in_published_order(names, self.source.format)
@@ -204,15 +226,16 @@ def _opening_sentences(opened: OpenedFolder) -> list[str]:
     if opened.ignored:
         names = ", ".join(opened.ignored)
         said.append(f"Objects of {names} are ignored: neither targets nor mistakes.")
+    said += layout.said
     for file in opened.files:
         said += file.said
-    return said + opened.parts.said
+    return said + opened.found + opened.parts.said
 
 
 def _source_sentence(opened: OpenedFolder) -> str:
     if not opened.source.files:
         return f"{opened.root} holds pictures without labels."
-    return f"{opened.root} holds {opened.source.format} labels ({opened.source.name})."
+    return f"{opened.root} holds {opened.source.formats} labels ({opened.source.name})."
 
 # %% ../../nbs/data/16_open_folder.ipynb #6a839804
 def _unwritable_names(opened: OpenedFolder) -> list[str]:

@@ -41,7 +41,7 @@ class DatasetBuilder:
         """A record of the entry; a picture that is missing or unreadable becomes a defect."""
         labels = entry.labels
         if entry.image is None:
-            self.defects.append(_missing_picture(labels))
+            self.defects.append(_missing_picture(labels, entry.trouble))
             return
         try:
             found = look(entry.image)
@@ -124,12 +124,11 @@ def lost(defects: list[Defect], what: str) -> int:
     return sum(defect.loses == what for defect in defects)
 
 
-def _missing_picture(labels: ImageAnnotations) -> Defect:
-    return Defect(
-        labels.where,
-        f"its picture {labels.key} is missing; left out, put the picture there or delete the entry",
-        "picture",
+def _missing_picture(labels: ImageAnnotations, trouble: str = "") -> Defect:
+    plain = (
+        f"its picture {labels.key} is missing; left out, put the picture there or delete the entry"
     )
+    return Defect(labels.where, trouble or plain, "picture")
 
 
 def _other_size(where: str, declared: tuple, seen: tuple[int, int]) -> Defect:
