@@ -64,10 +64,11 @@ def train(
     `-` (`steps=400, image_size=320`); what is left out has the default of `scale` and method.
     Raises `BadInput` for a name or a value that cannot be used. See `madet.methods.train`.
     """
-    from madet.methods.train import train_run, with_scale
+    from madet.methods.train import holds_options, train_run, with_scale
 
     options = {"method": method, "data": None if data is None else str(data)} | recipe
-    return train_run(with_scale(options, scale, resume), out, resume, device)
+    options = with_scale(options, scale, holds_options(out, resume))
+    return train_run(options, out, resume, device)
 
 
 def evaluate(

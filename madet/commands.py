@@ -24,15 +24,26 @@ Put = Callable[[dict], None]  # keeps the document that --json prints
 
 def run_train(args: Namespace, put: Put) -> int:
     """`madet train`: 0."""
-    from madet.methods.train import is_main_process, train_run, with_scale
+    from madet.methods.train import holds_options, is_main_process, train_run, with_scale
 
-    options = with_scale(typed_options(args), args.scale, args.resume)
-    metrics = train_run(options, args.out, args.resume, args.device, args.tensorboard)
+    if args.changed_data and not args.resume:
+        raise BadInput(
+            "--changed-data is about a run that is resumed; add --resume or leave it out"
+        )
+    options = with_scale(typed_options(args), args.scale, holds_options(args.out, args.resume))
+    metrics = train_run(
+        options,
+        args.out,
+        args.resume,
+        args.device,
+        args.tensorboard,
+        changed_data=args.changed_data,
+    )
     if is_main_process():
         put(metrics)
     return 0
 
-
+# %% ../nbs/94_commands.ipynb #94a00001
 def run_predict(args: Namespace, put: Put) -> int:
     """`madet predict`: 0, or 2 where a picture could not be read (the others are done)."""
     from madet.methods.predict import predict

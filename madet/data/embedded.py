@@ -39,9 +39,15 @@ class _Records(Sequence):
     """Records that are made when they are first looked at; `names` holds (split, number) of each."""
 
     def __init__(
-        self, names: list[tuple[str, int]], level: str, seed: int, geometry: Upright | Rotated
+        self,
+        names: list[tuple[str, int]],
+        level: str,
+        seed: int,
+        geometry: Upright | Rotated,
+        ignored: tuple[str, ...] = (),
     ):
         self.names = names
+        self.ignored = ignored
         self.level = level
         self.seed = seed
         self.geometry = geometry
@@ -65,9 +71,19 @@ class _Records(Sequence):
         path = Path(f"embedded-{self.level}/{name}.png")
         objects = Objects.none(self.geometry.dim)
         if split != "unlabelled":
-            objects = _cached_scene(*key).objects(self.geometry)
+            objects = _ignoring(_cached_scene(*key).objects(self.geometry), self.ignored)
         lines = [f"{path}:object {i}" for i in range(len(objects))]
         return SceneRecord(name, path, SIDE, SIDE, objects, lines, key)
+
+# %% ../../nbs/data/17_embedded.ipynb #17a00001
+def _ignoring(objects: Objects, ignored: tuple[str, ...]) -> Objects:
+    """The objects with labels among the classes that are left, those of the classes `ignored` flagged."""
+    if not ignored:
+        return objects
+    left = [name for name in CLASSES if name not in ignored]
+    label_of = [left.index(name) if name in left else -1 for name in CLASSES]
+    labels = torch.tensor(label_of)[objects.labels]
+    return Objects(objects.boxes, labels, objects.ignore | (labels < 0), objects.polygons)
 
 # %% ../../nbs/data/17_embedded.ipynb #fcc6702e
 @dataclass
@@ -88,17 +104,23 @@ def embedded(
     geometry: Upright | Rotated = Upright(),
     seed: int = 0,
     count: int | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> EmbeddedSet:
     """A split of the embedded set; `count` images, else 1,000 train, 200 val, 500 test and 1,000 unlabelled.
 
-    A smaller `count` gives the first images of a larger one.
-    Raises `BadInput` for a level or split that does not exist.
+    A smaller `count` gives the first images of a larger one. Objects of the classes `ignored` are ignored.
+    Raises `BadInput` for a level, split or class that does not exist.
     """
     parts = _PARTS.get(split, (split,))
     if level not in LEVELS:
         raise BadInput(f"There is no level {level!r}; use {', '.join(LEVELS)}.")
     if not set(parts) <= set(COUNTS):
         raise BadInput(f"There is no split {split!r}; use {', '.join(COUNTS)}.")
+    if unknown := [name for name in ignored if name not in CLASSES]:
+        raise BadInput(
+            f"There is no class {', '.join(map(repr, unknown))} to ignore; "
+            f"the embedded set has {', '.join(CLASSES)}."
+        )
     names = []
     for part in parts:
         size = COUNTS[part] if count is None else count
@@ -107,8 +129,8 @@ def embedded(
         f"The embedded set at level {level}, {split}: {len(names)} scenes drawn from seed {seed}."
     )
     return EmbeddedSet(
-        records=_Records(names, level, seed, geometry),
-        classes=CLASSES,
+        records=_Records(names, level, seed, geometry, ignored),
+        classes=tuple(name for name in CLASSES if name not in ignored),
         geometry=geometry,
         name=f"embedded-{level}",
         format="embedded",

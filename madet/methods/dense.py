@@ -68,13 +68,15 @@ class DenseOptions(MethodOptions):
     start: str = "default"  # regression starts from: default, box, point
     anchors_per_location: int = 0  # 1 to 9; 0 = the method's default
     anchor_size: float = 8.0  # side of the anchor in strides
-    # positives must have their center in the box, whatever the assigner (method atss)
+    # positives must have their center in the box, whatever the assigner (atss and rotated-atss only)
     require_center_inside: bool = False
     # default, l1, smooth_l1, giou, iou, iou_square, iou_log; rotated also gwd, kld, v1_kld, kfiou, probiou
-    # (upright: method atss)
+    # (not with retinanet and fcos)
     box_loss: str = "default"
-    centerness: str = "default"  # default, true, false: the branch and the weights (method atss)
-    level_scale: str = "default"  # default, true, false: a learnable factor a level (method atss)
+    # default, true, false: the branch and the weights (atss and rotated-atss only)
+    centerness: str = "default"
+    # default, true, false: a learnable factor a level (atss and rotated-atss only)
+    level_scale: str = "default"
     # convolutions in each tower of the head; 0 = 4, or 2 where the pyramid is narrow; with MADet one fewer
     head_convs: int = 0
     head_norm: str = "default"  # norm in the towers: default, gn, none

@@ -6,7 +6,8 @@ Docs: https://madet.github.io/madet/methods/names.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'METHODS', 'LARGE_BACKBONES', 'DEFORMABLE_BACKBONES', 'LITE_BACKBONES', 'SMALL_BACKBONES', 'BACKBONES',
-           'find_method', 'method_fields', 'options_classes', 'recipe_of', 'refuse_foreign_options']
+           'find_method', 'method_fields', 'options_classes', 'recipe_of', 'refuse_foreign_options',
+           'refuse_unlabelled']
 
 # %% ../../nbs/methods/00_names.ipynb #e1a72b9d
 from dataclasses import fields
@@ -97,3 +98,12 @@ def refuse_foreign_options(method: Method, options: dict[str, Any]) -> None:
                 f"{option_word(name)} is an option of {', '.join(owners)}, not of {method.name}; "
                 "leave it out, or choose another --method"
             )
+
+
+def refuse_unlabelled(options: dict[str, Any]) -> None:
+    """Raises BadInput where `options` name images without labels, which no method reads so far."""
+    if options.get("unlabelled"):
+        raise BadInput(
+            f"--unlabelled {options['unlabelled']}: no method of this version learns from images "
+            "without labels; leave it out"
+        )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..boxes.errors import BadInput
 from ..figures.tables import Column, append_row, read_rows, render
-from ..methods.names import BACKBONES, METHODS, method_fields, recipe_of
+from ..methods.names import BACKBONES, METHODS, method_fields, recipe_of, refuse_unlabelled
 from .cost import estimate, obstacles, say_estimate, sum_up
 from madet.tables.grid import (
     METRICS,
@@ -33,6 +33,7 @@ from madet.tables.grid import (
 from .jobs import Job, drive, make_job
 from .progress import Screen
 from .results import COMMON, claim_lines, claim_sentence, latest, result_line, summary
+from ..training.recipe import convert
 
 # %% ../../nbs/tables/06_run.ipynb #d5c4b938
 SEEDS = {"thimble": 5, "bench": 3, "full": 1}
@@ -72,10 +73,11 @@ def plan(
     `options`: recipe fields that win over the grid's.
     Raises BadInput where a recipe is wrong, so that nothing starts.
     """
+    refuse_unlabelled(options)
     reasons = cannot_run(rows, scale)
     wanted = choose(rows, only) if only else [row for row in rows if scale in row.scales]
     if "seed" in options:
-        seeds = [int(options["seed"])]
+        seeds = [int(convert("seed", options["seed"], int))]
     jobs = []
     for row in wanted:
         if row.name in reasons:
@@ -314,6 +316,11 @@ def run_table(
     if jobs_at_once is not None and jobs_at_once < 1:
         raise BadInput(f"--jobs {jobs_at_once}: at least one run at a time is needed.")
     options = absolute_paths(options)
+    if seeds and "seed" in options:
+        raise BadInput(
+            f"--seed {options['seed']} and --seeds {seeds} both say which seeds run; "
+            "--seed 4 is one seed, --seeds 4 are the seeds 1 to 4: give one of the two"
+        )
     rows = read_grid(folder)
     out = Path(out or f"runs/table-{paper}")
     jobs, reasons = plan(rows, scale, seed_list(seeds, scale), options, out, only)

@@ -260,7 +260,9 @@ def train(
             session.stop_if_asked()
             if state.step % plan.save_every == 0:
                 session.save()
-        if not state.best_step:
+        scores = evaluate is not None and plan.eval_every > 0
+        if not state.best_step or (not scores and state.best_step < state.step):
+            # nothing was compared, or nothing ever is: the latest weights are the best known
             keep_best(state, folder, progress, None, about, last_chance=True)
         session.save(last_chance=True)
         session.stop_if_asked()  # a signal during the last save

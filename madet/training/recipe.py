@@ -31,7 +31,7 @@ class Recipe:
     labels: str = ""  # which labels, where a folder holds several kinds
     ignore_class: str = ""  # class names, comma separated, whose objects neither help nor hurt
     level: str = "standard"  # difficulty of the embedded set: easy, standard, hard
-    unlabelled: str = ""  # a folder of further images without labels
+    unlabelled: str = ""  # a folder of further images without labels; no method reads it yet
     method: str = "atss"  # a name from the table of methods
     # tiny, efficientnet-lite0 to lite2, resnet18, resnet34, resnet50, resnet101, resnext101-32x4d and others,
     # res2net101; -dcn at the end: deformable stages

@@ -6,9 +6,10 @@ Docs: https://madet.github.io/madet/training/run.html.md"""
 
 # %% auto #0
 __all__ = ['MEMORY', 'FLIPS', 'names', 'open_splits', 'set_intensity', 'checked_splits', 'has_objects', 'describe_data',
-           'trainable_indices', 'worth_training', 'fitting_steps', 'run', 'Speaker', 'shared_splits', 'seeded_model',
-           'start_or_resume', 'about_run', 'model_notes', 'Scorer', 'scored_batch', 'conclude_run', 'augmentation',
-           'training_batches', 'resolve_steps', 'resolve_intensity', 'how_read', 'summary', 'percent']
+           'trainable_indices', 'worth_training', 'fitting_steps', 'run', 'Speaker', 'stored_values', 'shared_splits',
+           'seeded_model', 'about_run', 'model_notes', 'DataNotes', 'look_at_data', 'describe_start', 'fill_state',
+           'note_start', 'Scorer', 'scored_batch', 'conclude_run', 'augmentation', 'training_batches', 'resolve_steps',
+           'resolve_intensity', 'how_read', 'summary', 'percent']
 
 # %% ../../nbs/training/09_run.ipynb #d4a227eb
 import copy
@@ -34,16 +35,11 @@ from ..data.intensity import choose_intensity, range_text
 from ..data.open_folder import OpenedFolder
 from ..data.sample import Dataset, Record
 from .checkpoint import load_weights, preserve_rng, seed_everything
+from .data_fingerprint import compare_data, data_before, data_facts, note_data
 from .distributed import barrier, max_over_ranks, processes, rank, world, wrap_ddp
-from madet.training.evaluate import (
-    check_classes,
-    detect,
-    evaluate_found,
-    gaps_in_words,
-    resizing,
-    sized,
-    views_of,
-)
+from .evaluate import check_classes, detect, evaluate_found, gaps_in_words
+from .evaluate import resizing, sized, views_of
+from .extend import open_run, settle_length
 from madet.training.loop import (
     BatchStream,
     Plan,
@@ -53,6 +49,7 @@ from madet.training.loop import (
     train,
     train_step,
 )
+from .object_sizes import as_quantiles, data_sentence, finest_stride, sizes_of
 from .progress import in_words, peak_memory
 from madet.training.recipe import (
     Recipe,
@@ -80,10 +77,12 @@ def open_splits(recipe: Recipe, geometry: Upright | Rotated = Upright()) -> dict
 
     Raises BadInput where the folder cannot be read as a data set.
     """
-    if recipe.data == "embedded":
-        parts = ("train", "val", "test")
-        return {split: embedded(recipe.level, split, geometry) for split in parts}
     ignored = names(recipe.ignore_class)
+    if recipe.data == "embedded":
+        drawn = {}
+        for split in ("train", "val", "test"):
+            drawn[split] = embedded(recipe.level, split, geometry, ignored=ignored)
+        return drawn
     opened = OpenedFolder(Path(recipe.data), recipe.labels or None, geometry, ignored)
     train = opened.dataset("train", learn=recipe.learn_difficult)
     splits = {"train": train}
@@ -194,18 +193,17 @@ def run(
     stream: TextIO | None = None,
     conclude: Callable[[list[dict[str, Any]]], Any] | None = None,
     begin: Callable[[nn.Module, RunFolder], tuple[list[str], dict[str, Any]]] | None = None,
+    changed_data: bool = False,
 ) -> dict[str, Any]:
-    """Train a recipe into the folder `out` and return what its metrics.json holds.
+    """Train a recipe into `out` and return what its metrics.json holds; raises BadInput, or Interrupted once saved.
 
-    method_options: typed and checked like the recipe; may be None
-    build:    (recipe, method_options, num_classes) -> detector
-    resume:   go on with what `out` holds; `given` names the options that the user typed (None: all of them)
-    minutes:  length of a run that has neither steps nor epochs
+    build:    (recipe, method_options, num_classes) -> detector; the options are typed and checked, or None
+    resume:   go on with what `out` holds, past its end for more steps, on other data only with `changed_data`;
+              `given` names the options that the user typed (None: all of them)
     geometry: the kind of box to train on, or a function (method_options) -> geometry
     conclude: called with the test detections before metrics.json is written; not with processes
     begin:    called with the fresh model and the folder, may fill the weights; gives sentences and further metadata
-    channels_last: keep a pixel's channels together in memory (7 % faster for the tiny detector on a CPU)
-    Raises BadInput, or Interrupted (a KeyboardInterrupt) once the run is saved.
+    minutes:  length of a run without steps and epochs; channels_last: a pixel's channels together in memory (faster)
     """
     with (
         Signals(at_once=True) as signals,
@@ -213,25 +211,26 @@ def run(
         RunFolder(out, writes=rank() == 0).hold() as folder,
     ):
         say = Speaker(stream, rank() == 0)
-        if folder.begin(resume) == "done":
-            say(f"{folder.path} is finished already")
+        params = {"scale": scale} | merge(recipe, method_options)
+        if not (params := open_run(folder, params, resume, given, changed_data, say)):
             return read_json(folder.metrics)
-        params = folder.settle({"scale": scale} | merge(recipe, method_options), resume, given)
-        if resume:  # what the folder says counts
-            scale, recipe = params["scale"], with_values(recipe, params)
-            method_options = with_values(method_options, params)
+        scale, recipe, method_options = stored_values(params, recipe, method_options)
         parts = shared_splits(recipe, method_options, geometry)
+        data = look_at_data(recipe, parts, folder, changed_data)
         model = seeded_model(build, recipe, method_options, parts["train"].classes)
         notes, more = begin(model, folder) if begin else ([], {})
         model.to(place, memory_format=MEMORY[channels_last])
-        say(*describe_data(parts), *notes, *model_notes(model), scaled_lr(recipe)[1])
+        sizes = describe_start(recipe, parts, model, data, notes, say)
         recipe, params = resolve_intensity(recipe, params, folder, parts, say)
         batches = training_batches(recipe, parts["train"], scale)
         state = make_state(model, recipe, slower=slower)
-        recipe = resolve_steps(recipe, params, folder, state, step_fn, batches, minutes, say)
+        recipe = resolve_steps(recipe, state, step_fn, batches, minutes, say)
         plan = make_plan(recipe, batches.steps_per_epoch)
-        start_or_resume(state, folder, plan, place, say)
-        about = about_run(recipe, method_options, scale, model) | more
+        fill_state(state, folder, place)
+        if not settle_length(folder, params, recipe, batches.steps_per_epoch, resume, say):
+            return read_json(folder.metrics)
+        note_start(state, folder, plan, data, sizes, say)
+        about = about_run(recipe, method_options, scale, model, sizes) | more
         scorer = Scorer(parts, recipe)
         rest = scorer.validate, about, tensorboard
         train(state, step_fn, batches, folder, plan, *rest, stream=stream)
@@ -255,6 +254,11 @@ class Speaker:
 MEMORY = {True: torch.channels_last, False: torch.preserve_format}
 
 
+def stored_values(params: dict[str, Any], recipe: Recipe, options: Any) -> tuple[str, Recipe, Any]:
+    """(scale, recipe, method_options) with the values that `params` hold for them."""
+    return params["scale"], with_values(recipe, params), with_values(options, params)
+
+
 def shared_splits(recipe: Recipe, options: Any, geometry: Any) -> dict[str, Dataset]:
     """The splits of a recipe. Raises BadInput where they hold no object or processes cannot share its batches."""
     if recipe.total_batch % world():
@@ -274,24 +278,24 @@ def seeded_model(
     model.classes = tuple(classes)
     return model
 
-
-def start_or_resume(
-    state: State, folder: RunFolder, plan: Plan, device: torch.device, say: Speaker
-) -> None:
-    """Wrap the model for several processes, fill the state from last.pt, and write env.json."""
-    state.net = wrap_ddp(state.model, device)
-    if resume_state(state, folder):
-        say(f"resumed at step {state.step} of {plan.steps}")
-    folder.note_environment(state.step)
-
 # %% ../../nbs/training/09_run.ipynb #84af4bd0
-def about_run(recipe: Recipe, options: Any, scale: str, model: nn.Module) -> dict[str, Any]:
-    """What the weights' metadata say; `pixels`, how images are normalized, where the detector says it."""
+def about_run(
+    recipe: Recipe,
+    options: Any,
+    scale: str,
+    model: nn.Module,
+    sizes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What the weights' metadata say; `pixels`, how images are normalized, where the detector says it.
+
+    `sizes` of the training objects: see `object_sizes.as_quantiles`.
+    """
     known: Any = model
     about = {"method": recipe.method, "scale": scale, "recipe": merge(recipe, options)}
     if hasattr(known, "pixels"):
         about["pixels"] = asdict(known.pixels)
-    return about | {"classes": list(known.classes)}
+    about["classes"] = list(known.classes)
+    return about | ({"sizes": sizes} if sizes else {})
 
 
 def model_notes(model: nn.Module) -> list[str]:
@@ -300,6 +304,61 @@ def model_notes(model: nn.Module) -> list[str]:
     said = getattr(model, "said", None) or getattr(backbone, "said", "")
     texts = [said] if isinstance(said, str) else said
     return [text for text in texts if text]
+
+# %% ../../nbs/training/09_run.ipynb #09a00020
+@dataclass(frozen=True)
+class DataNotes:
+    """What a run notes about its data, beside what it has noted before."""
+
+    facts: dict[str, Any]  # of `data_facts`
+    before: dict[str, Any] | None  # what data.json held, None = nothing
+    said: list[str]  # what has changed since
+
+
+def look_at_data(
+    recipe: Recipe, parts: dict[str, Dataset], folder: RunFolder, changed_data: bool
+) -> DataNotes:
+    """The fingerprint of the data. Raises BadInput where it is not that of before, unless `changed_data` allows it."""
+    facts, before = data_facts(parts), data_before(folder)
+    changes = compare_data(recipe.data, before, facts, changed_data)
+    return DataNotes(facts, before, [changes] if changes else [])
+
+
+def describe_start(
+    recipe: Recipe,
+    parts: dict[str, Dataset],
+    model: nn.Module,
+    data: DataNotes,
+    notes: list[str],
+    say: Speaker,
+) -> dict[str, Any] | None:
+    """Say what a run starts with, `notes` on its weights too; gives what weights keep of the objects' sizes."""
+    sizes, sides, stride = sizes_of(parts["train"]), train_sides(recipe), finest_stride(model)
+    lost = data_sentence(sizes, sides, stride)
+    said = [*describe_data(parts), *data.said, lost, *notes, *model_notes(model)]
+    say(*filter(None, said), scaled_lr(recipe)[1])
+    return as_quantiles(sizes, sides, stride)
+
+# %% ../../nbs/training/09_run.ipynb #09a00021
+def fill_state(state: State, folder: RunFolder, device: torch.device) -> None:
+    """Wrap the model for several processes, and fill the state from last.pt where there is one."""
+    state.net = wrap_ddp(state.model, device)
+    resume_state(state, folder)
+
+
+def note_start(
+    state: State,
+    folder: RunFolder,
+    plan: Plan,
+    data: DataNotes,
+    sizes: dict[str, Any] | None,
+    say: Speaker,
+) -> None:
+    """Write env.json and data.json, and say where the run goes on."""
+    if state.step:
+        say(f"resumed at step {state.step} of {plan.steps}")
+    folder.note_environment(state.step)
+    note_data(folder, data.facts | {"sizes": sizes}, data.before, state.step)
 
 # %% ../../nbs/training/09_run.ipynb #09a00002
 @dataclass(frozen=True)
@@ -413,15 +472,13 @@ def training_batches(recipe: Recipe, dataset: Dataset, scale: str) -> Batches:
 # %% ../../nbs/training/09_run.ipynb #09a00004
 def resolve_steps(
     recipe: Recipe,
-    params: dict[str, Any],
-    folder: RunFolder,
     state: State,
     step_fn: StepFunction,
     batches: Batches,
     minutes: float,
     say: Speaker,
 ) -> Recipe:
-    """The recipe with its number of steps, counted or measured where it had none, written into params.json and said."""
+    """The recipe with its number of steps, counted or measured where it had none; what was measured is said."""
     if recipe.steps:
         return recipe
     if recipe.epochs:
@@ -434,8 +491,6 @@ def resolve_steps(
             f"{steps} steps fit into {minutes:g} minutes here, {epochs:.1f} epochs; "
             "params.json keeps the number"
         )
-    if folder.writes:
-        folder.keep(folder.params, params | {"steps": steps})
     return replace(recipe, steps=steps)
 
 # %% ../../nbs/training/09_run.ipynb #1760a26f
