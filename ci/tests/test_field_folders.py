@@ -329,6 +329,27 @@ def test_a_copy_is_no_part(tmp_path, copy):
     assert list(found(tmp_path).values()) == [[5], [6]]
 
 
+def test_frames_of_sequences(tmp_path):
+    for sequence, x in (("seq1", 5), ("seq2", 15)):
+        voc(tmp_path / sequence, {"000001": x, "000002": x + 1}, "gt", "img1", gray=x)
+    boxes = found(tmp_path)
+    assert boxes["seq2/img1/000001.png"] == [15] and len(boxes) == 4
+
+
+def test_dotas_upright_copies_are_not_preferred(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / f"{split}/images/P{split}.png")
+        for folder in (f"labelTxt-v1.5/DOTA-v1.5_{split}", f"labelTxt-v1.5/DOTA-v1.5_{split}_hbb"):
+            (tmp_path / split / folder).mkdir(parents=True)
+            (tmp_path / split / folder / f"P{split}.txt").write_text("5 5 9 5 9 9 5 9 ship 0")
+    opened = OpenedFolder(tmp_path, geometry=Rotated())
+    assert {len(entries) for entries in opened.parts.entries.values()} == {1}
+    assert [file.parent.name for file in opened.source.files] == [
+        "DOTA-v1.5_train",
+        "DOTA-v1.5_val",
+    ]
+
+
 def test_the_same_data_in_two_formats_with_their_own_pictures(tmp_path):
     voc(tmp_path / "voc", {"a": 5, "b": 6})
     coco(tmp_path / "coco/labels.json", {"a.png": 5, "b.png": 6})
@@ -426,6 +447,14 @@ def test_train_beside_others_is_refused_where_nothing_tells(tmp_path):
     (tmp_path / "ImageSets/train.txt").write_text("0\n1\n")
     (tmp_path / "ImageSets/test.txt").write_text("2\n")
     assert splits(tmp_path) == {"train": 2, "test": 1}
+
+
+def test_train_beside_files_of_cameras_is_refused(tmp_path):
+    for name in ("cam1", "cam2", "train"):
+        picture(tmp_path / f"images/{name}_0.png")
+        coco(tmp_path / f"annotations/{name}.json", {f"{name}_0.png": 5})
+    assert "annotations/cam1.json, annotations/cam2.json" in refused(tmp_path)
+    assert len(found(tmp_path, labels="cam1")) == 1
 
 
 def test_test_beside_classes_leaves_the_rest_for_training(tmp_path):

@@ -266,7 +266,7 @@ def _place_outside(
 def _label_place(entry: ImageEntry, root: Path) -> str:
     """The folder or file of an entry's labels below the root."""
     file = entry.label_file
-    place = file if entry.names is not None else file.parent
+    place = file.parent if stem_of(entry.key) == file.stem else file
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
 
 

@@ -37,8 +37,15 @@ from ..data.sample import Dataset, Record
 from .checkpoint import load_weights, preserve_rng, seed_everything
 from .data_fingerprint import compare_data, data_before, data_facts, note_data
 from .distributed import barrier, max_over_ranks, processes, rank, world, wrap_ddp
-from .evaluate import check_classes, detect, evaluate_found, gaps_in_words
-from .evaluate import resizing, sized, views_of
+from madet.training.evaluate import (
+    check_classes,
+    detect,
+    evaluate_found,
+    gaps_in_words,
+    resizing,
+    sized,
+    views_of,
+)
 from .extend import open_run, settle_length
 from madet.training.loop import (
     BatchStream,
