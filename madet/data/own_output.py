@@ -66,8 +66,9 @@ def _drawings(document: Any) -> set[str]:
 
 def _is_run(inside: dict[str, Path]) -> bool:
     """Whether a folder is that of a run or of a test."""
-    if "params.json" in inside and {"env.json", "log.jsonl", "metrics.json"} & set(inside):
-        return True
+    if "params.json" in inside:
+        params = _document(inside["params.json"])
+        return isinstance(params, dict) and "method" in params
     metrics = _document(inside["metrics.json"]) if "metrics.json" in inside else None
     if not isinstance(metrics, dict) or not metrics:
         return False

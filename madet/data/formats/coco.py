@@ -17,7 +17,7 @@ from ...boxes.errors import BadInput
 from ..annotations import ImageAnnotations, refuse_degrees, refuse_fractions
 from .coco_categories import leave_out_parents, read_categories
 from .coco_doubts import conclude, hint_at_corners
-from .coco_ids import IdTable, plain_id
+from .coco_ids import IdTable, plain_id, printable
 from .coco_objects import RowNotes, read_object, size_of
 from .coco_other import other_kind
 from .coco_turned import take_turned_outlines
@@ -154,7 +154,8 @@ def _image_of(row: Any, where: str, notes: RowNotes) -> ImageAnnotations | None:
         notes.complain("file_name", where, f"names no file ({key} is {_kind(name)}); left out")
         return None
     notes.seen[key] += 1
-    return ImageAnnotations(name.replace("\\", "/"), where, [], size_of(row), image_id)
+    name = printable(name).replace("\\", "/")
+    return ImageAnnotations(name, where, [], size_of(row), image_id)
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #319b690c
 def _read_annotations(
