@@ -497,7 +497,8 @@ def test_x_anylabeling_rotation(tmp_path):
 
 
 def test_cvat_subsets_and_video(tmp_path):
-    image = '<image id="{0}" name="{0}.png" subset="{1}" width="64" height="48"><box label="cup" xtl="1" ytl="2" xbr="9" ybr="8"/></image>'
+    box = '<box label="cup" xtl="1" ytl="2" xbr="9" ybr="8"/>'
+    image = '<image id="{0}" name="{0}.png" subset="{1}" width="64" height="48">' + box + "</image>"
     text = "".join(image.format(i, split) for i, split in enumerate(("Train", "Validation")))
     root = folder(
         tmp_path / "a",

@@ -221,9 +221,11 @@ def drawn_polygon(record: Record, i: int) -> np.ndarray | None:
     """
     kind = _outline_kind(record, i)
     rotated = record.objects.boxes.shape[1] == 5
-    if kind == "corners" or (kind == "polygons" and not rotated):
-        return np.asarray(outline_of(record, i)[0], dtype=np.float64)
-    return None
+    outline = outline_of(record, i)
+    drawn = kind == "corners" or (kind == "polygons" and not rotated)
+    if not drawn or not isinstance(outline, list):
+        return None
+    return np.asarray(outline[0], dtype=np.float64)
 
 
 def _needs(record: Record, i: int) -> list[str]:

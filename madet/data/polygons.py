@@ -122,4 +122,6 @@ def runs_of_crop(
     flat = np.repeat(np.arange(len(counts)) % 2, counts).astype(np.uint8)
     canvas[top:bottom, left:right] = flat.reshape(bottom - top, right - left)
     packed = coco_mask.encode(canvas)
-    return {"size": list(packed["size"]), "counts": packed["counts"].decode()}
+    runs = packed["counts"]
+    text = runs.decode() if isinstance(runs, bytes) else runs
+    return {"size": list(packed["size"]), "counts": text}

@@ -55,9 +55,9 @@ def _first(row: Any, keys: tuple[str, ...], kind: type, where: str) -> Any:
 def _read_object(row: Any, where: str) -> Annotation:
     label = _first(row, ("label",), str, where)
     box = row.get("coordinates")
-    numbers = (
-        [box.get(key) for key in ("x", "y", "width", "height")] if isinstance(box, dict) else []
-    )
+    numbers: list[Any] = []
+    if isinstance(box, dict):
+        numbers = [box.get(key) for key in ("x", "y", "width", "height")]
     if not numbers or not all(isinstance(x, NUMBER) and not isinstance(x, bool) for x in numbers):
         raise BadInput(
             f"{where}.coordinates should have the numbers x, y, width and height but is "

@@ -9,6 +9,7 @@ __all__ = ['Columns', 'columns_of', 'is_number']
 
 # %% ../../../nbs/data/formats/17_csv_columns.ipynb #b03db38a
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..pixels import IMAGE_SUFFIXES
@@ -45,7 +46,7 @@ _SIZES = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("width", "h
 _SPLIT = "split subset set partition usage".split()
 _FLAGS = "difficult iscrowd ignore isgroupof".split()
 
-
+# %% ../../../nbs/data/formats/17_csv_columns.ipynb #0c53ae32
 @dataclass
 class Columns:
     """Where a table has what, by number of the column."""
@@ -60,24 +61,25 @@ class Columns:
     score: bool = False
     headed: bool = True  # the first row holds names
 
-
+# %% ../../../nbs/data/formats/17_csv_columns.ipynb #b6ad110f
 def columns_of(row: list[str]) -> Columns | None:
     """What the columns of a table are, by its first row; None where it is no table of boxes."""
     names = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in row]
     image = _find(names, _IMAGE)
     name = _find(names, [one for one in _CLASS if image is None or one != names[image]])
     for kind, wanted in _BOXES.items():
-        box = [_find(names, words.split()) for words in wanted]
-        if image is None or None in box or (name is None and kind != "list"):
+        found = [_find(names, words.split()) for words in wanted]
+        box = [column for column in found if column is not None]
+        if image is None or len(box) < len(found) or (name is None and kind != "list"):
             continue
         size = next((pair for pair in _SIZES if set(pair) <= set(names)), None)
-        found = (names.index(size[0]), names.index(size[1])) if size else None
+        sides = (names.index(size[0]), names.index(size[1])) if size else None
         return Columns(
             image,
             box,
             kind,
             name,
-            None if found and set(found) & set(box) else found,
+            None if sides and set(sides) & set(box) else sides,
             _find(names, _SPLIT),
             _find(names, _FLAGS),
             bool({"score", "confidence", "conf", "probability"} & set(names)),
@@ -85,7 +87,7 @@ def columns_of(row: list[str]) -> Columns | None:
     return _without_names(row)
 
 
-def _find(names: list[str], words: list[str]) -> int | None:
+def _find(names: list[str], words: Iterable[str]) -> int | None:
     """The column of the first word that there is."""
     return next((names.index(word) for word in words if word in names), None)
 
@@ -103,6 +105,7 @@ def _without_names(row: list[str]) -> Columns | None:
 
 
 def is_number(text: str) -> bool:
+    """Whether a field is a number."""
     try:
         float(text)
     except ValueError:

@@ -105,7 +105,7 @@ def _read_image(node: Node, path: Path, passed_over: dict[str, int]) -> ImageAnn
         image.annotations.append(annotation)
     return image
 
-
+# %% ../../../nbs/data/formats/10_cvat.ipynb #fa0bbe43
 def _flag(annotation: Annotation, node: Node) -> None:
     """Sets the flags that a shape's own attributes give."""
     for attribute in node.all("attribute"):

@@ -76,7 +76,7 @@ def _refuse_stranger(first: Defect, troubles: Counter, lines: list[str]) -> None
             f"and no other line of the file is an object; DOTA lines are {_LAYOUT}."
         )
 
-
+# %% ../../../nbs/data/formats/02_dota.ipynb #03859716
 def _repeated(image: ImageAnnotations) -> list[Defect]:
     """A defect for every object that stands in the file twice."""
     seen: dict[tuple, str] = {}

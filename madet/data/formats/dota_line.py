@@ -99,7 +99,7 @@ def _wrong_count(fields: list[str], leading: int) -> str:
     if len(fields) < 9:
         plural = "s" if len(fields) > 1 else ""
         return f"{len(fields)} field{plural} where eight numbers and a class are needed"
-    return ""
+    return "the first eight fields are not all numbers" if leading < 8 else ""
 
 # %% ../../../nbs/data/formats/07_dota_line.ipynb #09cb628b
 def _object(numbers: list[str], words: list[str], where: str) -> Annotation | str:

@@ -132,7 +132,7 @@ def _circle(shape: dict, where: str) -> Annotation | str:
     outline = ellipse_outline(tuple(center), (radius, radius))
     return polygon_annotation(str(shape["label"]), outline, where)
 
-
+# %% ../../../nbs/data/formats/13_labelme.ipynb #c01e7ad8
 _READERS = {
     "rectangle": _rectangle,
     "mask": _rectangle,  # its two points are the corners of its box
@@ -145,7 +145,8 @@ _READERS = {
 
 def _flag(annotation: Annotation, shape: dict) -> None:
     """A shape is difficult by its own key (X-AnyLabeling) or by a flag (LabelMe)."""
-    flags = shape.get("flags") if isinstance(shape.get("flags"), dict) else {}
+    flags = shape.get("flags")
+    flags = flags if isinstance(flags, dict) else {}
     difficult = shape.get("difficult") is True or flags.get("difficult") is True
     annotation.difficulty = int(difficult)
     annotation.ignore = difficult or flags.get("ignore") is True or flags.get("crowd") is True

@@ -78,12 +78,13 @@ def _results(task: Any, where: str) -> list[list]:
             return [[{"value": one} | one for one in value]]
     return []
 
-
+# %% ../../../nbs/data/formats/14_labelstudio.ipynb #614f9423
 def _read_task(
     task: dict, regions: list, where: str, pictures: PictureAddresses
 ) -> ImageAnnotations:
     """The image of one task."""
-    data = task.get("data") if isinstance(task.get("data"), dict) else task
+    data = task.get("data")
+    data = data if isinstance(data, dict) else task
     image = ImageAnnotations("", where, [], image_id=task.get("id"), shares=True)
     image.key = pictures.key(_address(data, where))
     image.split = split_called(
@@ -110,9 +111,9 @@ def _add_region(region: Any, where: str, image: ImageAnnotations) -> None:
     value = region.get("value") if isinstance(region, dict) else None
     if not isinstance(value, dict) or "choices" in value or "text" in value:
         return
-    size = (region.get("original_width"), region.get("original_height"))
-    if image.size is None and all(isinstance(side, NUMBER) and side > 0 for side in size):
-        image.size = size
+    width, height = region.get("original_width"), region.get("original_height")
+    if image.size is None and isinstance(width, NUMBER) and isinstance(height, NUMBER):
+        image.size = (width, height) if width > 0 and height > 0 else None
     names = _labels(value)
     if not names:
         if "labels" not in str(region.get("type", "labels")):

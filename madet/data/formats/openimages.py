@@ -30,7 +30,7 @@ def read_openimages(path: Path | str, names: dict[str, str] | None = None) -> La
     images: dict[str, ImageAnnotations] = {}
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as stream:
         rows = csv.DictReader(stream)
-        _check_columns(rows.fieldnames or [], path)
+        _check_columns(list(rows.fieldnames or []), path)
         for row in rows:
             where = f"{path}:{rows.line_num}"
             key = row["ImageID"] or ""

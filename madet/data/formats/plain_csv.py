@@ -104,7 +104,7 @@ def _read_row(
         annotation.difficulty = int(annotation.ignore)
     images[address].annotations.append(annotation)
 
-
+# %% ../../../nbs/data/formats/18_plain_csv.ipynb #a074c5a9
 def _declared_size(row: list[str], columns: Columns) -> tuple[float, float] | None:
     if columns.size is None or max(columns.size) >= len(row):
         return None

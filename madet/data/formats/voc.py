@@ -208,7 +208,7 @@ def _rotation(node: Node) -> float | None:
                 return None
     return None
 
-
+# %% ../../../nbs/data/formats/01_voc.ipynb #52906a4b
 def _with_last_pixel(numbers: tuple, size: tuple[float, float] | None) -> tuple:
     """A box that begins and ends on the same pixel in one direction, with that pixel (inside a known size)."""
     x1, y1, x2, y2 = numbers

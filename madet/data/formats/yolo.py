@@ -274,11 +274,11 @@ def yolo_lines(record: Record, kind: str) -> str:
 
 def _corners(record: Record, i: int, kind: str) -> list:
     polygon = drawn_polygon(record, i)
-    if kind == "outlines" and polygon is None:
-        return box_corners(record, i).tolist()
-    return (corners_of(record, i) if kind == "corners" else polygon).tolist()
+    if kind == "corners":
+        return corners_of(record, i).tolist()
+    return (box_corners(record, i) if polygon is None else polygon).tolist()
 
-
+# %% ../../../nbs/data/formats/20_yolo.ipynb #062a1b2b
 def _kind(parts: list[Part]) -> str:
     """How all objects of a set are written."""
     found = "boxes"

@@ -78,7 +78,8 @@ def _read_yaml(path: Path) -> dict | None:
 
 def _yaml_config(path: Path, data: dict, root: Path) -> YoloConfig:
     config = YoloConfig(path, keypoints="kpt_shape" in data)
-    written = data.get("path") if isinstance(data.get("path"), str) else ""
+    written = data.get("path")
+    written = written if isinstance(written, str) else ""
     bases = [Path(os.path.normpath(path.parent / written)), path.parent, root]
     config.names = _names(data.get("names"), bases, path)
     for key, split in _KEYS.items():
