@@ -29,7 +29,7 @@ from madet.data.label_writer import (
     write_each,
 )
 from ..pixels import IMAGE_SUFFIXES
-from ..polygons import Points, are_quads, ellipse_outline, polygon_annotation
+from ..polygons import are_quads, ellipse_outline, polygon_annotation, polygons_in
 from ..sample import Defect, Record
 
 # %% ../../../nbs/data/formats/13_labelme.ipynb #fcf95633
@@ -152,10 +152,6 @@ def _flag(annotation: Annotation, shape: dict) -> None:
     annotation.ignore = difficult or flags.get("ignore") is True or flags.get("crowd") is True
 
 # %% ../../../nbs/data/formats/13_labelme.ipynb #2568ad07
-_POINTS = re.compile(r'"points"\s*:\s*\[((?:\s*\[[^\[\]]*\]\s*,?)*)\s*\]')
-_POINT = re.compile(r"\[([^\[\]]*)\]")
-
-
 def _recognizes(texts: list[str]) -> bool:
     for text in texts:
         if re.search(r'"shapes"\s*:\s*\[', text) and re.search(
@@ -170,16 +166,8 @@ def _is_rotated(texts: list[str]) -> bool:
         return True
     polygons = []
     for text in texts:
-        polygons += [_parsed(points) for points in _POINTS.findall(text)]
+        polygons += polygons_in(text)
     return are_quads(polygons)
-
-
-def _parsed(text: str) -> Points:
-    """Points of a JSON text; none where they are no numbers."""
-    try:
-        return [tuple(map(float, point.split(","))) for point in _POINT.findall(text)]
-    except ValueError:
-        return []
 
 
 def _read(files: list[Path], root: Path) -> list[LabelFile]:

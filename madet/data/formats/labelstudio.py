@@ -31,7 +31,13 @@ from madet.data.label_writer import (
 )
 from ..picture_addresses import PictureAddresses, plain_path
 from ..pixels import IMAGE_SUFFIXES
-from ..polygons import are_quads, ellipse_outline, polygon_annotation, turned_rectangle
+from madet.data.polygons import (
+    are_quads,
+    ellipse_outline,
+    polygon_annotation,
+    polygons_in,
+    turned_rectangle,
+)
 from ..sample import Defect, Record
 
 # %% ../../../nbs/data/formats/14_labelstudio.ipynb #f101359c
@@ -195,7 +201,6 @@ _MARKS = re.compile(
     r'"(\w+labels|original_width|was_cancelled|completed_by|lead_time|completions|result)"\s*:'
 )
 _ROTATION = re.compile(r'"rotation"\s*:\s*(-?\d+(?:\.\d+)?)')
-_POLYGON = re.compile(r'"points"\s*:\s*\[((?:\s*\[[^\[\]]*\]\s*,?)*)\s*\]')
 
 
 def _recognizes(texts: list[str]) -> bool:
@@ -210,8 +215,7 @@ def _is_rotated(texts: list[str]) -> bool:
     for text in texts:
         if any(abs(float(angle)) % 360 > 0.01 for angle in _ROTATION.findall(text)):
             return True
-        for points in _POLYGON.findall(text):
-            polygons.append(json.loads(f"[{points}]"))
+        polygons += polygons_in(text)
     others = any(re.search(r'"(rectangle|ellipse)labels"', text) for text in texts)
     return are_quads(polygons) and not others
 
