@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+# %% ../../nbs/training/09_run.ipynb #375e48b3
 from ..boxes.errors import BadInput
 from ..boxes.files import read_json
 from ..boxes.geometry import Rotated, Upright
