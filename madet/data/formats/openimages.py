@@ -63,7 +63,7 @@ def class_descriptions(folders: list[Path]) -> dict[str, str]:
     """Names of classes by id, from every table of descriptions in some folders."""
     names: dict[str, str] = {}
     for folder in folders:
-        for path in sorted(folder.glob("*class?descriptions*.csv")):
+        for path in sorted(filter(Path.is_file, folder.glob("*class?descriptions*.csv"))):
             with open(path, encoding="utf-8-sig", errors="replace", newline="") as stream:
                 rows = [row for row in csv.reader(stream) if len(row) >= 2]
             names |= {row[0]: row[1].strip() for row in rows if row[0] != "LabelName"}
