@@ -221,7 +221,7 @@ def damage_file(path, rng):
     elif kind == 18:
         path.rename(path.with_name(rng.choice(["x", "é", "a b", "train", "0"]) + path.suffix))
     else:
-        shutil.copy(path, path.with_name(f"copy{path.suffix}"))
+        shutil.copyfile(path, path.with_name(f"copy{rng.randrange(1000)}{path.suffix}"))
 
 
 def damage_folder(folder, rng):

@@ -287,7 +287,7 @@ def test_names_that_do_not_fit_are_refused(capsys, tmp_path):
         (good, ("--classes", tmp_path / "two.txt"), "has 2 names, but"),
         (good, ("--classes", "cup,spoon"), "has 2 names, but"),
         (good, ("--classes", "cup,spoon,cup"), "cup twice"),
-        (good, ("--classes", "nowhere.txt"), "cannot be read as text"),
+        (good, ("--classes", "nowhere.txt"), "nowhere.txt does not exist"),
         (stale, (), "names 2 classes beside its weights, but has outputs for 3"),
         (modern, (), "names 4 classes"),
         (twice, (), "cup twice"),

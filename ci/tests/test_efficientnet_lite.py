@@ -256,7 +256,7 @@ def test_bench_keeps_resnet18_and_says_what_another_start_gains(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_it_is_said_once_where_a_run_begins(tmp_path, capsys, monkeypatch, resume):
     monkeypatch.setattr(train, "run", lambda *args, **options: {})
-    monkeypatch.setattr(train, "draw", lambda *args: [])
+    monkeypatch.setattr(train, "draw", lambda *args, **options: [])
     train.train_run({"scale": "bench", "data": "."}, tmp_path, resume)
     assert capsys.readouterr().err.count(train.BETTER_START) == (0 if resume else 1)
 

@@ -32,6 +32,8 @@ def weights_file(path: Path | str) -> Path:
 
     Raises BadInput where there is none.
     """
+    if not isinstance(path, (str, Path)):
+        raise BadInput(f"{path!r} is no path; name a run folder or a weights file.")
     path = Path(path)
     if path.is_dir():
         best = path / "best.safetensors"

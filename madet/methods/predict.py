@@ -193,7 +193,7 @@ def lower_threshold(model: Any, threshold: float) -> None:
         own = model.head.postprocess.score_threshold
         postprocess = replace(model.head.postprocess, score_threshold=min(own, threshold))
         model.head.postprocess = postprocess
-    else:  # torchvision's
+    elif hasattr(model, "model"):  # torchvision's
         model.model.score_thresh = min(model.model.score_thresh, threshold)
 
 

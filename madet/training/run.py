@@ -206,8 +206,7 @@ def run(
     """Train a recipe into `out` and return what its metrics.json holds; raises BadInput, or Interrupted once saved.
 
     build:    (recipe, method_options, num_classes) -> detector; the options are typed and checked, or None
-    resume:   go on with what `out` holds, past its end for more steps, on other data only with `changed_data`;
-              `given` names the options that the user typed (None: all of them)
+    resume:   go on with what `out` holds, on other data with `changed_data`; `given`: options typed (None: all)
     geometry: the kind of box to train on, or a function (method_options) -> geometry
     conclude: called with the test detections before metrics.json is written; not with processes
     begin:    called with the fresh model and the folder, may fill the weights; gives sentences and further metadata
