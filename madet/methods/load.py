@@ -136,4 +136,7 @@ def detector_from(path: Path | str, trust: bool = False) -> tuple[Any, Recipe, t
     if "pixels" in about:
         model.pixels = stored_pixels(about["pixels"])
     model.intensity = intensity_range(recipe.intensity)
+    model.trained_sizes = about.get(
+        "sizes"
+    )  # of its training pictures and objects, where they were noted
     return model.eval(), recipe, classes

@@ -27,11 +27,10 @@ from ..data.picture_files import open_picture
 from ..data.pixels import IMAGE_SUFFIXES, look, read_image
 from ..data.records import count_look, picture_sentences
 from ..figures.draw import SOFTWARE, annotate
-from .load import detector_from, weights_file
+from .load import detector_from
 from .pictures import PICTURES
 from .save_results import attempt, write_shown
 from .score import deep_sentence, recipe_with
-from ..training.checkpoint import about_weights
 from ..training.distributed import pick_device
 from ..training.evaluate import detect_images, views_of
 from ..training.object_sizes import finest_stride, picture_sentence
@@ -228,7 +227,7 @@ def predict(
     lower_threshold(model, threshold)
     typed = {"image_size": image_size, "intensity": intensity}
     recipe = recipe_with(recipe, {name: value for name, value in typed.items() if value})
-    too_small = LostObjects(recipe, model, about_weights(weights_file(weights)).get("sizes"))
+    too_small = LostObjects(recipe, model, getattr(model, "trained_sizes", None))
     model.to(pick_device(device))
     if sentence := inside_sentence(out, images):
         said.append(sentence)

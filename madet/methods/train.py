@@ -66,7 +66,7 @@ def parse_run(flat: Mapping[str, Any], out: Path | str, resume: bool = False) ->
     method, recipe, method_options = recipe_of(scale, chosen)
     return ParsedRun(scale, method, recipe, method_options, frozenset(given))
 
-
+# %% ../../nbs/methods/20_train.ipynb #b966d35a
 def stored_options(path: Path) -> dict[str, Any]:
     """The options that a run's params.json holds, by today's names. Raises BadInput where it is no such file."""
     stored = read_json(path)
@@ -74,7 +74,7 @@ def stored_options(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} holds no options by name; restore it, or choose another --out.")
     return current_names(stored)
 
-
+# %% ../../nbs/methods/20_train.ipynb #beb01c1a
 def has_begun(out: Path | str, resume: bool) -> bool:
     """Whether a run in the folder `out` goes on, or is finished, rather than beginning."""
     return resume and any((Path(out) / name).exists() for name in ("last.pt", "metrics.json"))
