@@ -329,21 +329,23 @@ def test_rotated_sets_there_and_back(tmp_path, first):
         said = convert_folder(tmp_path / first, out, second, labels_of(first))[2]
         left, lost = losses_said(pictures, classes, WRITERS[second].holds, True)
         assert said_losses(said, WRITERS[second].title) == lost, (second, said)
-        if second != "coco":
-            assert_same(read_back(out, second, LE90)[0], left)
+        assert_same(read_back(out, second, LE90)[0], left)
 
 
 def test_rotated_boxes_in_coco_are_outlines(tmp_path):
+    """Read for rotated training they are the boxes again, and every format that holds turned boxes gets them."""
     parts = scenes(tmp_path / "made", ROTATED, LE90)
     export_folder(tmp_path / "coco", parts, "coco")
-    found = state(open_data(tmp_path / "coco", "train", geometry=Upright()))
-    made = state(parts["train"])
-    for stem, rows in made.items():
-        for (_, corners, outline, _), new in zip(rows, found[stem]):
-            points = outline[1] if outline[0] else corners
-            if new[2][0]:
-                gap = torch.cdist(as_tensor(new[2][1]), as_tensor(points))
-                assert gap.amin(1).max() < 1e-3
+    pictures, classes = read_back(tmp_path / "coco", "coco", LE90)
+    assert_same(pictures, with_splits(parts))
+    assert classes == CLASSES
+    for second in WRITTEN:
+        if "angles" in WRITERS[second].holds:
+            out = tmp_path / f"to_{second}"
+            said = convert_folder(tmp_path / "coco", out, second)[2]
+            left, lost = losses_said(pictures, classes, WRITERS[second].holds, True)
+            assert_same(read_back(out, second, LE90)[0], left)
+            assert said_losses(said, WRITERS[second].title) == lost, (second, said)
 
 
 def test_outlines_of_four_corners_in_upright_sets(tmp_path):
@@ -366,7 +368,9 @@ def test_convert_by_command(tmp_path, capsys):
     assert main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     assert "4 boxes are rotated, CreateML holds upright ones" in said
-    assert "1 ignored objects" in said and "1 outlines of four corners are no rectangles" in said
+    assert (
+        "1 ignored objects" in said and "1 outlines of four corners differ from their boxes" in said
+    )
     assert parsers.FORMATS == WRITTEN == tuple(WRITERS)
     assert set(WRITERS) <= set(FORMATS)
 
@@ -434,6 +438,18 @@ def test_yolo_names_beside_labels(tmp_path):
         tmp_path, **{"images/a.png": "", "labels/a.txt": LINE, "labels/classes.txt": "cup\nmug\n"}
     )
     assert open_data(root).classes == ("cup", "mug")
+
+
+def test_yolo_twins_in_subfolders_keep_their_own_pictures(tmp_path):
+    root = folder(
+        tmp_path,
+        **{f"images/{cam}/1.png": "" for cam in ("cam1", "cam2")},
+        **{"labels/cam1/1.txt": LINE, "labels/cam2/1.txt": "0 0.5 0.5 0.5 0.5\n"},
+    )
+    found = {
+        record.path.parent.name: record.objects.boxes.tolist() for record in open_data(root).records
+    }
+    assert found == {"cam1": [BOX], "cam2": [[16.0, 12.0, 48.0, 36.0]]}
 
 
 def test_yolo_split_of_backgrounds_only(tmp_path):

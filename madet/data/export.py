@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..boxes.errors import BadInput
+from ..boxes.geometry import Rotated, Upright
 from .formats.table import WRITERS
 from .label_writer import LabelWriter, Part, loss_sentences, losses
 from .open_folder import OpenedFolder
@@ -96,6 +97,7 @@ def convert_folder(
     """
     refuse_inside(out, folder)
     opened = OpenedFolder(folder, labels, ignore_classes=ignore_classes, strict=False)
+    opened.geometry = _geometry(opened, WRITERS.get(kind))
     entries = dict(opened.parts.entries)
     if "train" in entries:
         entries.pop("trainval", None)
@@ -110,6 +112,15 @@ def convert_folder(
     for found in made.values():
         defects += found.defects
     return {name: len(part) for name, part in parts.items()}, defects, said
+
+
+def _geometry(opened: OpenedFolder, writer: LabelWriter | None) -> Upright | Rotated:
+    """The labels' own, or rotated where upright boxes have turned outlines that only boxes can keep."""
+    if writer is None or "angles" not in writer.holds or "polygons" in writer.holds:
+        return opened.geometry
+    entries = [entry for some in opened.parts.entries.values() for entry in some if entry.labels]
+    turned = any(a.turned for entry in entries for a in entry.labels.annotations)
+    return Rotated() if turned else opened.geometry
 
 
 def _lost(parts: dict[str, Dataset], writer: LabelWriter) -> list[str]:

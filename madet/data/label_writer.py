@@ -175,8 +175,8 @@ def write_lists(folder: Path, parts: list[Part], join: bool = False) -> None:
 KINDS = {
     "angles": "{count} boxes are rotated, {title} holds upright ones: "
     "the enclosing upright boxes are written.",
-    "corners": "{count} outlines of four corners are no rectangles, which is all that {title} holds: "
-    "the boxes are written.",
+    "corners": "{count} outlines of four corners differ from their boxes, and {title} holds the "
+    "boxes alone.",
     "polygons": "{count} outlines are left out, {title} cannot hold them beside such boxes.",
     "parts": "{count} outlines of several parts, or away from their box, are left out: "
     "{title} holds one polygon an object.",

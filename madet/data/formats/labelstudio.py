@@ -91,7 +91,7 @@ def _read_task(
     """The image of one task."""
     data = task.get("data")
     data = data if isinstance(data, dict) else task
-    image = ImageAnnotations("", where, [], image_id=task.get("id"), shares=True)
+    image = ImageAnnotations("", where, [], image_id=_id(task), shares=True)
     image.key = pictures.key(_address(data, where))
     image.split = split_called(
         next((data[k] for k in ("split", "subset") if isinstance(data.get(k), str)), None)
@@ -99,6 +99,12 @@ def _read_task(
     for j, region in enumerate(regions):
         _add_region(region, f"{where}.result{j}", image)
     return image
+
+
+def _id(task: dict) -> int | str | None:
+    """The number of a task."""
+    number = task.get("id")
+    return number if isinstance(number, (int, str)) else None
 
 
 def _address(data: dict, where: str) -> str:
