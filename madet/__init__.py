@@ -56,6 +56,7 @@ def train(
     scale: str | None = None,
     resume: bool = False,
     device: str = "",
+    changed_data: bool = False,
     **recipe: Any,
 ) -> dict[str, Any]:
     """Trains, scores and draws one detector in the folder `out`: `madet train`; gives its metrics.
@@ -68,7 +69,7 @@ def train(
 
     options = {"method": method, "data": None if data is None else str(data)} | recipe
     options = with_scale(options, scale, holds_options(out, resume))
-    return train_run(options, out, resume, device)
+    return train_run(options, out, resume, device, changed_data=changed_data)
 
 
 def evaluate(
