@@ -118,9 +118,11 @@ def _geometry(opened: OpenedFolder, writer: LabelWriter | None) -> Upright | Rot
     """The labels' own, or rotated where upright boxes have turned outlines that only boxes can keep."""
     if writer is None or "angles" not in writer.holds or "polygons" in writer.holds:
         return opened.geometry
-    entries = [entry for some in opened.parts.entries.values() for entry in some if entry.labels]
-    turned = any(a.turned for entry in entries for a in entry.labels.annotations)
-    return Rotated() if turned else opened.geometry
+    for entries in opened.parts.entries.values():
+        for entry in entries:
+            if entry.labels and any(a.turned for a in entry.labels.annotations):
+                return Rotated()
+    return opened.geometry
 
 
 def _lost(parts: dict[str, Dataset], writer: LabelWriter) -> list[str]:
