@@ -333,12 +333,19 @@ def test_rotated_sets_there_and_back(tmp_path, first):
 
 
 def test_rotated_boxes_in_coco_are_outlines(tmp_path):
-    """Read for rotated training they are the boxes again."""
+    """Read for rotated training they are the boxes again, and every format that holds turned boxes gets them."""
     parts = scenes(tmp_path / "made", ROTATED, LE90)
     export_folder(tmp_path / "coco", parts, "coco")
     pictures, classes = read_back(tmp_path / "coco", "coco", LE90)
     assert_same(pictures, with_splits(parts))
     assert classes == CLASSES
+    for second in WRITTEN:
+        if "angles" in WRITERS[second].holds:
+            out = tmp_path / f"coco-{second}"
+            said = convert_folder(tmp_path / "coco", out, second)[2]
+            left, lost = losses_said(pictures, classes, WRITERS[second].holds, True)
+            assert_same(read_back(out, second, LE90)[0], left)
+            assert said_losses(said, WRITERS[second].title) == lost, (second, said)
 
 
 def test_outlines_of_four_corners_in_upright_sets(tmp_path):

@@ -115,14 +115,18 @@ def convert_folder(
 
 
 def _geometry(opened: OpenedFolder, writer: LabelWriter | None) -> Upright | Rotated:
-    """The labels' own, or rotated where upright boxes have turned outlines that only boxes can keep."""
-    if writer is None or "angles" not in writer.holds or "polygons" in writer.holds:
+    """The labels' own, or rotated where most of the upright boxes have outlines that are turned boxes.
+
+    A format that holds every outline (COCO) gets them as they are.
+    """
+    if writer is None or "angles" not in writer.holds or "masks" in writer.holds:
         return opened.geometry
+    turned = []
     for entries in opened.parts.entries.values():
         for entry in entries:
-            if entry.labels and any(a.turned for a in entry.labels.annotations):
-                return Rotated()
-    return opened.geometry
+            if entry.labels:
+                turned += [a.turned is not None for a in entry.labels.annotations]
+    return Rotated() if 2 * sum(turned) > len(turned) else opened.geometry
 
 
 def _lost(parts: dict[str, Dataset], writer: LabelWriter) -> list[str]:
