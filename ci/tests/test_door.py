@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -67,6 +68,23 @@ def test_folders_lists_and_batches(detector, picture, tmp_path):
     (one,) = detector(tmp_path)
     assert torch.equal(one.boxes, alone.boxes) and one.path.endswith("scene.png")
     assert detector([]) == []
+
+
+def test_deep_pictures_and_low_thresholds_as_the_command_has_them(tmp_path):
+    """The rule of intensity and the threshold reach every kind of image, as they reach `madet predict`."""
+    deep = madet.load(WEIGHTS, "cpu")
+    deep.recipe = replace(deep.recipe, intensity="7000..9000")
+    values = np.random.default_rng(0).integers(7000, 9001, (96, 96), dtype=np.uint16)
+    path = tmp_path / "thermal.png"
+    Image.fromarray(values).save(path)
+    expected = np.rint((values - 7000.0) * 255 / 2000)
+    found = deep(path, 0.01)
+    for other in (found, deep(values, 0.01), deep(Image.open(path), 0.01)):
+        assert np.array_equal(other.image[0].numpy(), expected)
+        assert torch.equal(other.scores, found.scores)
+    assert found.scores.min() < 0.05, "below what the weights keep by themselves"
+    with pytest.raises(BadInput, match="no score"):
+        deep(path, 1.5)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from madet.data.pixels import IMAGE_SUFFIXES, look, read_image
 from madet.data.report import survey
 from madet.detectors.dense import atss_detector
 from madet.detectors.torchvision import tv_retinanet
-from madet.figures import draw
+from madet.figures import sheets
+from madet.methods import detector, picture_paths
 from madet.methods import predict as predicting
 from madet.methods.load import detector_from
 from madet.methods.names import recipe_of
@@ -435,7 +436,7 @@ def test_predict_and_test_use_the_rule_of_the_weights(tmp_path, weights, monkeyp
         none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
         return [none | {"labels": torch.zeros(0, dtype=torch.int64)}]
 
-    monkeypatch.setattr(predicting, "detect_images", detect)
+    monkeypatch.setattr(detector, "detect_images", detect)
     answer = predicting.predict(weights, [str(folder / "images")], tmp_path / "out", device="cpu")
     expected = np.rint((values[0] - 7000.0) * 255 / 2000)
     assert np.array_equal(seen[0][0], expected)
@@ -454,7 +455,7 @@ def test_predict_and_test_use_the_rule_of_the_weights(tmp_path, weights, monkeyp
     dataset = open_split(bare, "train", classes, model.boxes)
     assert any("give one with --intensity LOW..HIGH" in sentence for sentence in dataset.said)
     wrong = {"intensity": "9..3"}
-    complaint(lambda: predicting.recipe_with(recipe, wrong), "--intensity is '9..3'", "0..4095")
+    complaint(lambda: detector.recipe_with(recipe, wrong), "--intensity is '9..3'", "0..4095")
 
 
 def test_bands_and_floats_that_pillow_does_not_know(tmp_path):
@@ -546,14 +547,14 @@ def test_predict_takes_every_picture_and_no_drawing_of_its_own(tmp_path, weights
 
 
 def test_every_figure_is_known_as_a_drawing(tmp_path):
-    figure = draw.contact_sheet([{"image": scene()}])
-    assert predicting.is_drawing(draw.save_png(figure, tmp_path / "page.png"))
+    figure = sheets.contact_sheet([{"image": scene()}])
+    assert picture_paths.is_drawing(sheets.save_png(figure, tmp_path / "page.png"))
     Image.fromarray(scene()).save(tmp_path / "photo.png")
-    assert not predicting.is_drawing(tmp_path / "photo.png")
+    assert not picture_paths.is_drawing(tmp_path / "photo.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert not predicting.is_drawing(tmp_path / "broken.png")
+    assert not picture_paths.is_drawing(tmp_path / "broken.png")
     (tmp_path / "detections.png").write_bytes((tmp_path / "photo.png").read_bytes())
-    assert not predicting.is_drawing(tmp_path / "detections.png")
+    assert not picture_paths.is_drawing(tmp_path / "detections.png")
     (tmp_path / "params.json").write_text("{}")  # a run folder of an earlier version
-    assert predicting.is_drawing(tmp_path / "detections.png")
+    assert picture_paths.is_drawing(tmp_path / "detections.png")
     assert {".gif", ".jfif", ".avif", ".heic", ".tif"} <= set(IMAGE_SUFFIXES)

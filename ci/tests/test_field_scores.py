@@ -17,8 +17,7 @@ from torch import nn
 from madet.boxes.geometry import Rotated, Upright
 from madet.cli import main
 from madet.data.open_folder import open_data
-from madet.methods import predict as predicting
-from madet.methods import save_results, score
+from madet.methods import detector, save_results, score
 from madet.metrics.dota import dota_truths, read_task1, write_task1
 from madet.training.recipe import Recipe
 from madet.training.run import run
@@ -64,7 +63,7 @@ def told(monkeypatch):
     def use(answers, classes, geometry=Upright(), image_size="192", factor=1.0):
         recipe = Recipe(method="told", image_size=image_size)
         model = Told(answers, geometry, classes, factor)
-        for module in (score, predicting):
+        for module in (score, detector):
             monkeypatch.setattr(module, "detector_from", lambda *_: (model, recipe, classes))
 
     monkeypatch.setattr(score, "draw_run", lambda *_: [])  # half a second each

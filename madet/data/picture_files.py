@@ -208,4 +208,4 @@ def unreadable(path: Path | str, error: Exception) -> str:
     why = f"cannot be decoded ({error})"
     if isinstance(error, UnidentifiedImageError):
         why = "is not a picture that Pillow knows"
-    return f"{path} {why}; copy or download it again, or take it out of the data set."
+    return f"{path} {why}; copy or download it again, or leave it out."

@@ -18,16 +18,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
 from ..boxes.errors import BadInput
-from madet.figures.draw import (
-    HALO,
-    TRUTH,
-    Picture,
-    as_numpy,
-    colors,
-    legend_below,
-    show_image,
-    to_array,
-)
+from .assignment import legend_below
+from .draw import HALO, TRUTH, Picture, as_numpy, colors, show_image, to_array
 
 # %% ../../nbs/figures/03_offsets.ipynb #26e7cf0c
 def tap_pixels(points: Any, stride: float, center: float = 0.5) -> np.ndarray:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ..data.report import Report, sample_paths
-from ..figures.draw import contact_sheet, save_png
+from ..figures.sheets import contact_sheet, save_png
 
 # %% ../../nbs/methods/25_data_page.ipynb #e13af74d
 def chosen_records(found: Report, count: int) -> list[int]:

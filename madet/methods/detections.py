@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from ..figures.draw import annotate, draw_boxes, new_axes, show_image
+from ..figures.annotate import annotate
+from ..figures.draw import draw_boxes, new_axes, show_image
 
 # %% ../../nbs/methods/40_detections.ipynb #e5eb7507
 @dataclass

@@ -20,18 +20,9 @@ from torch import Tensor
 
 from ..boxes.geometry import Rotated, Upright
 from ..data.sample import Dataset, Objects
-from madet.figures.draw import (
-    PALETTE,
-    QUIET,
-    case_sheet,
-    contact_sheet,
-    loss_curves,
-    pr_curves,
-    save_png,
-    short,
-    signed_bars,
-    stacked_bars,
-)
+from ..figures.charts import loss_curves, pr_curves, short, signed_bars, stacked_bars
+from ..figures.draw import PALETTE, QUIET
+from ..figures.sheets import case_sheet, contact_sheet, save_png
 from ..metrics.coco import record_truths
 from ..metrics.dota import usual_mode
 from madet.metrics.errors import (

@@ -20,6 +20,7 @@ from ..boxes.files import read_json, replacing, write_json
 from ..boxes.geometry import Rotated, Upright
 from ..data.report import split_location
 from ..data.sample import Dataset, Objects, Record
+from .detections import Detections
 from ..metrics.coco import category_names, result_list
 from ..metrics.dota import as_quads, write_task1
 
@@ -126,18 +127,21 @@ def picture_ids(names: Sequence[str]) -> list[int | str]:
 
 def write_shown(
     out: Path | str,
-    shown: Sequence[tuple[Path, str, dict]],
+    shown: Sequence[tuple[Path, str, Detections]],
     classes: tuple[str, ...],
     geometry: Upright | Rotated,
 ) -> list[str]:
     """Write detections on pictures without truth into the folder `out`; gives the paths.
 
-    `shown`: (path, unique name without ending, boxes, labels and scores) of each picture.
+    `shown`: (path, unique name without ending, detections) of each picture.
     """
     ids = picture_ids([name for _, name, _ in shown])
     none = Objects.none(geometry.dim)
     records = [Record(ids[i], path, 0, 0, none) for i, (path, _, _) in enumerate(shown)]
-    found = [result | {"image_id": ids[i]} for i, (_, _, result) in enumerate(shown)]
+    found = [
+        dict(image_id=ids[i], boxes=one.boxes, labels=one.labels, scores=one.scores)
+        for i, (_, _, one) in enumerate(shown)
+    ]
     return write_detections(out, found, Dataset(records, classes, geometry, format="images"))
 
 # %% ../../nbs/methods/29_save_results.ipynb #2d713b4c

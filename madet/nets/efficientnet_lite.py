@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..boxes.errors import BadInput
 from madet.nets.resnet import (
     NORMS,
+    Backbone,
     backbone_part,
     batch_norms,
     check_backbone_options,
@@ -135,7 +136,7 @@ def stages_of(name: str) -> list[tuple[int, int, int, int, int]]:
     return found
 
 # %% ../../nbs/nets/08_efficientnet_lite.ipynb #796396b7
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(Backbone):
     """The network behind `efficientnet_lite`: `[B, 3, H, W]` to the maps in `out`, finest first.
 
     `stem`, and `blocks` up to the last map in `out`; `maps`: {map: number of the block that ends it}."""
@@ -175,16 +176,7 @@ class EfficientNetLite(nn.Module):
             last = self.maps[self.frozen_stages + 1] if self.frozen_stages else -1
             for part in (self.stem, *self.blocks[: last + 1]):
                 part.requires_grad_(False)
-        if self.norm == "frozen":
-            for layer in batch_norms(self):
-                layer.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "EfficientNetLite":
-        """As always, except that BatchNorm keeps using its stored statistics."""
-        super().train(mode)
-        for layer in batch_norms(self):
-            layer.eval()
-        return self
+        self.freeze_norms()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = {}

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ..boxes.files import read_json, replacing, write_json
 from ..boxes.geometry import Rotated, Upright
 from ..data.sample import Dataset
-from ..figures.draw import HALO, QUIET, draw_boxes, draw_truth, save_png, zoom
+from ..figures.draw import HALO, QUIET, draw_boxes, draw_truth
+from ..figures.sheets import save_png, zoom
 from ..figures.slices import slice_bars
 from ..methods.load import detector_from, weights_file
 from ..methods.offsets import offsets_page, samples_learned_places

@@ -209,8 +209,8 @@ def _read_box(
     """Shape and numbers of an object; None where neither box nor outline says them."""
     trouble = _trouble(row)
     shape, numbers = ("", ()) if trouble else _shape_of(row, where, notes)
-    if shape and not _encloses(shape, numbers):
-        trouble = f"bbox {row['bbox']} encloses nothing"
+    if shape and _says_nothing(row["bbox"]):
+        trouble = f"bbox {row['bbox']} says no place"
     if not trouble:
         return shape, numbers
     key = f"{where}.bbox"
@@ -228,12 +228,10 @@ def _read_box(
     return None
 
 
-def _encloses(shape: str, numbers: tuple) -> bool:
-    if not all(map(math.isfinite, numbers)):
-        return False
-    if shape == "cxcywhr":
-        return min(numbers[2:4]) > 0
-    return numbers[2] > numbers[0] and numbers[3] > numbers[1]
+def _says_nothing(box: list) -> bool:
+    """Whether a box is a mere placeholder: not finite, or of neither width nor height."""
+    numbers = [number_of(x) or 0.0 for x in box]
+    return not all(map(math.isfinite, numbers)) or numbers[2] == numbers[3] == 0
 
 # %% ../../../nbs/data/formats/22_coco_objects.ipynb #c0c03d23
 def _turned_by_attribute(row: dict, shape: str, numbers: tuple) -> tuple | None:

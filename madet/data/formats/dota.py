@@ -17,11 +17,10 @@ from madet.data.formats.dota_line import (
     DETECTIONS,
     fields_of,
     is_header,
-    is_number,
     leading_numbers,
     parse_line,
 )
-from ..label_file import LabelFile, LabelFormat, always, each_file
+from ..label_file import LabelFile, LabelFormat, always, each_file, is_number
 from madet.data.label_writer import (
     LabelWriter,
     Part,

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ...boxes.errors import BadInput
 from ..annotations import Annotation, ImageAnnotations
-from .csv_columns import Columns, columns_of, is_number
-from ..label_file import LabelFile, LabelFormat, split_called
+from .csv_columns import Columns, columns_of
+from ..label_file import LabelFile, LabelFormat, is_number, split_called
 from madet.data.label_writer import (
     LabelWriter,
     Part,
