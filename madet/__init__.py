@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from madet.boxes.geometry import Rotated, Upright
     from madet.data.sample import Dataset
-    from madet.methods.detector import Detector
+    from madet.methods.detector import TrainedDetector
 
 # %% ../nbs/96_door.ipynb #81b675c3
 __version__ = "0.1.0"
 
 
-def load(weights: Path | str, device: str = "", trust: bool = False) -> "Detector":
+def load(weights: Path | str, device: str = "", trust: bool = False) -> "TrainedDetector":
     """The trained detector of a run folder or a weights file; called with pictures it gives detections.
 
     `device`: a GPU where there is one; `trust`: allow a pickle that runs a program.

@@ -535,3 +535,29 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run_its_score(tmp_path
     with pytest.raises(OSError):
         toy_run(tmp_path, broken)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["test"]["AP"] == 1
+
+
+def test_what_whole_files_and_rows_lose_is_counted_where_it_lies(tmp_path):
+    """A broken XML, and rows of a JSON that point nowhere, belong to the part in whose folder they are."""
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
+    for split, letters in (("train", "abcd"), ("test", "efgh")):
+        folder = tmp_path / "voc" / split
+        folder.mkdir(parents=True)
+        for letter in letters:
+            Image.new("RGB", (64, 48)).save(folder / f"{letter}.jpg")
+            text = f"<annotation><object><name>cup</name>{box}</object></annotation>"
+            (folder / f"{letter}.xml").write_text(text)
+    (tmp_path / "voc/test/h.xml").write_text("<annotation><object>")
+    found = [open_data(tmp_path / "voc", split).missing_images for split in ("train", "test", None)]
+    assert found == [0, 1, 1]
+    coco_folder(tmp_path / "coco", TWO)
+    path = next((tmp_path / "coco").rglob("*.json"))
+    content = json.loads(path.read_text())
+    row = content["annotations"][0]
+    nowhere = [row | {"id": 91, "image_id": 99}, row | {"id": 92, "category_id": 99}]
+    nowhere += [row | {"id": 93, "bbox": None}, "no row"]
+    content["annotations"] += nowhere
+    content["images"].append({"id": 98})
+    path.write_text(json.dumps(content))
+    dataset = open_data(tmp_path / "coco", "test")
+    assert (dataset.missing_images, dataset.dropped_boxes) == (1, 4)

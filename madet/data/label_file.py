@@ -10,6 +10,7 @@ __all__ = ['LabelFile', 'head_and_tail', 'is_number', 'never', 'always', 'split_
 
 # %% ../../nbs/data/03_label_file.ipynb #55d639d3
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class LabelFile:
     rotated: bool = False
     defects: list[Defect] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    lost: Counter = field(default_factory=Counter)  # what its defects cost: "picture", "object"
+    split: str | None = None  # the split that its place says, None = none
 
     def complain(self, where: str, what: str) -> None:
         """Adds a defect."""
@@ -125,7 +128,8 @@ def each_file(
                 found.append(LabelFile(path, [read(path)]))
             except BrokenFile as error:
                 broken.append(error)
-                found.append(LabelFile(path, [], defects=[error.as_defect(path, "picture")]))
+                defect = error.as_defect(path, "picture")
+                found.append(LabelFile(path, [], defects=[defect], lost=Counter(picture=1)))
         if broken and 2 * len(broken) >= len(files):
             raise broken[0]
         return found

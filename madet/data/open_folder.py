@@ -39,6 +39,8 @@ def _read_entries(
         single = FORMATS[piece.format].file_per_picture
         images = []
         for file in read:
+            place = split_of if single else split_of_json
+            file.split = place(file.path, layout.root, pictures.told)
             for labels in file.images:
                 one = _wanted(file, labels, single, layout.root, pictures.told)
                 entries.append(ImageEntry(labels, None, one.split, file.classes))
@@ -323,6 +325,7 @@ def _make_dataset(
     made = opened.records(entries, names, learn)
     split = split or "all"
     difficulties = _difficulty_sentences(entries, learn, split)
+    missing = lost(made.defects, "picture") + opened.parts.unmet[canonical(split)]
     return Dataset(
         records=made.records,
         classes=names,
@@ -332,10 +335,22 @@ def _make_dataset(
         split=split,
         defects=opened.file_defects + made.defects,
         said=opened.said + said + difficulties + made.said,
-        missing_images=lost(made.defects, "picture") + opened.parts.unmet[canonical(split)],
-        dropped_boxes=lost(made.defects, "object"),
+        missing_images=missing + _lost_in_files(opened, split, "picture"),
+        dropped_boxes=lost(made.defects, "object") + _lost_in_files(opened, split, "object"),
         deep=made.deep,
     )
+
+
+def _lost_in_files(opened: OpenedFolder, split: str, what: str) -> int:
+    """Pictures or objects of a split that whole label files lost; a list has counted its own pictures."""
+    if what == "picture" and opened.layout.lists:
+        return 0
+    whole = split == "all" or len(set(opened.parts.entries) - {"unlabelled"}) == 1
+    lost_here = 0
+    for file in opened.files:
+        if whole or canonical(file.split or "") == canonical(split):
+            lost_here += file.lost[what]
+    return lost_here
 
 
 def _no_such_split(opened: OpenedFolder, split: str | None) -> str:

@@ -119,8 +119,10 @@ def _read_images(rows: list, found: LabelFile) -> IdTable:
     for i, row in enumerate(rows):
         image = _image_of(row, f"{found.path}:images[{i}]", notes)
         if image is None or image.image_id is None:
+            found.lost["picture"] += 1
             continue
         if image.image_id in images:
+            found.lost["picture"] += 1
             notes.complain(
                 "a second use of an id",
                 image.where,
@@ -168,6 +170,7 @@ def _read_annotations(
         where = f"{found.path}:{key}[{i}]"
         if not isinstance(row, dict):
             notes.complain("no object", where, f"is {_kind(row)} and no object; left out")
+            found.lost["object"] += 1
             continue
         image = _pointed_at(row, "image_id", images, "images", where, notes)
         name = _pointed_at(row, "category_id", names, "categories", where, notes)
@@ -176,10 +179,12 @@ def _read_annotations(
             notes.complain("id", where, f"annotation id {row_id} is used twice; the object is kept")
         if row_id is not None:
             used.add(row_id)
-        if image is None or name is None:
-            continue
-        annotation = read_object(row, name, where, notes)
-        if annotation is not None:
+        annotation = None
+        if image is not None and name is not None:
+            annotation = read_object(row, name, where, notes)
+        if annotation is None:
+            found.lost["object"] += 1
+        else:
             notes.seen["without crowd"] += row.get("iscrowd") is None
             image.annotations.append(annotation)
     notes.finish()
