@@ -154,14 +154,14 @@ def train_run(
     if parsed.scale == "thimble":
         share_cores(10**6)
         device = device or "cpu"
-    if is_main_process() and not resume and (hint := better_start(parsed)):
+    begun = has_begun(out, resume)
+    if is_main_process() and not begun and (hint := better_start(parsed)):
         print(hint, file=stream or sys.stderr)
 
     if is_main_process() and (sentence := inside_sentence(out, [parsed.recipe.data])):
         print(sentence, file=stream or sys.stderr)
     build, begin = parsed.method.build, None
     if parsed.recipe.init:
-        begun = has_begun(out, resume)
         start = start_of(parsed.recipe, parsed.method_options, out, begun)
         build, begin = start.build(parsed.method), start.begin
 

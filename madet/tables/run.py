@@ -110,6 +110,8 @@ def printed_columns(summaries: Sequence[dict]) -> list[Column]:
     for key in PRINTED:
         if any(one.get(key) is not None for one in summaries):
             keys.append(key)
+    if not keys and summaries:
+        return []
     if keys in ([], ["paper_AP"]):
         return [PAPER]
     columns = [Column(key, key.replace("_", " "), missing="", decimals=2) for key in keys]
