@@ -7,7 +7,7 @@ Docs: https://madet.github.io/madet/tables/results.html.md"""
 # %% auto #0
 __all__ = ['SETTINGS', 'COLUMNS', 'PACKAGES', 'COMMON', 'SAME', 'first_given', 'hardware_of', 'provenance', 'result_line',
            'latest', 'numbers', 'mean_and_spread', 'status_of', 'summary', 'paired_differences', 'claim_lines',
-           'claim_sentence']
+           'claim_line', 'claim_sentence', 'scores_by_table', 'margin_of', 'primary_lines', 'answered']
 
 # %% ../../nbs/tables/01_results.ipynb #d05087b9
 import math
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..boxes.files import read_json
+from .evidence import Answer, Claim, judge
 from .grid import METRICS, PRINTED, Row
 from .jobs import Job
 from .verdicts import verdict
@@ -197,26 +198,29 @@ def paired_differences(
 def claim_lines(
     rows: Iterable[Row], found: dict[tuple[str, int], dict], scale: str
 ) -> list[dict[str, Any]]:
-    """One dict for each claim of the grid: the two rows, seeds, mean difference and interval (fractions), verdict."""
-    out = []
+    """One dict for each claim of the grid: the two rows, seeds, mean difference and interval (fractions), verdict.
+
+    Where the grid names primary claims, these come first and the others are `exploratory`, without a word.
+    """
+    rows = list(rows)
+    named = any(row.primary for row in rows)
+    out = primary_lines(rows, found, scale) if named else []
     for row in rows:
         for sign, other, metric in row.claims:
             differences = paired_differences(found, row.name, other, metric)
             mean, low, high, word = verdict(differences, SAME if sign == "=" else None)
-            claim = {
-                "row": row.name,
-                "claim": "higher than" if sign == ">" else "the same as",
-                "other": other,
-                "metric": metric,
-                "scale": scale,
-                "seeds": len(differences),
-                "difference": mean,
-                "low": low,
-                "high": high,
-                "verdict": word if differences else "not run",
-            }
+            word = "exploratory" if named else word
+            claim = claim_line(row.name, sign, other, metric, scale)
+            claim |= {"seeds": len(differences), "difference": mean, "low": low, "high": high}
+            claim |= {"verdict": word if differences else "not run", "rule": "pairs"}
             out.append(claim)
     return out
+
+
+def claim_line(row: str, sign: str, other: str, metric: str, scale: str) -> dict[str, Any]:
+    """What a claim says, before it is answered."""
+    claim = "higher than" if sign == ">" else "the same as"
+    return {"row": row, "claim": claim, "other": other, "metric": metric, "scale": scale}
 
 
 def claim_sentence(claim: dict[str, Any]) -> str:
@@ -230,5 +234,69 @@ def claim_sentence(claim: dict[str, Any]) -> str:
     if claim["seeds"] == 1:
         return f"{head} {measured}, one seed at {claim['scale']}: {claim['verdict']}"
     interval = f"(95 % CI {100 * claim['low']:+.1f} to {100 * claim['high']:+.1f})"
+    if claim["rule"] == "primary":
+        interval = f"{interval[:-1]}, p {claim['p']:.3f})"
     seeds = f"{claim['seeds']} seeds at {claim['scale']}"
     return f"{head} {measured} {interval}, {seeds}: {claim['verdict']}"
+
+# %% ../../nbs/tables/01_results.ipynb #ev100002
+def scores_by_table(
+    rows: Iterable[Row], found: dict[tuple[str, int], dict], metric: str
+) -> dict[str, dict[str, dict[int, float]]]:
+    """{data and metric: {row: {seed: score}}} of all finished runs of `rows`."""
+    names = {row.name for row in rows}
+    tables: dict[str, dict[str, dict[int, float]]] = {}
+    for (name, seed), line in found.items():
+        values = numbers([line], metric) if line.get("status") == "done" else []
+        if values and name in names:
+            table = tables.setdefault(f"{line.get('data', '')} {metric}", {})
+            table.setdefault(name, {})[seed] = values[0]
+    return tables
+
+
+def margin_of(row: Row, sign: str, reference: Iterable[float]) -> float:
+    """How far apart rows may be that are the same: as the grid says, else 1 AP or 5 % of the other row, the larger."""
+    if sign == ">":
+        return 0.0
+    if row.margin is not None:
+        return row.margin
+    mean, _ = mean_and_spread(list(reference))
+    return max(SAME, 0.05 * (mean or 0.0))
+
+
+def primary_lines(
+    rows: Sequence[Row], found: dict[tuple[str, int], dict], scale: str
+) -> list[dict[str, Any]]:
+    """`claim_lines` of the primary claims: answered together by `evidence.judge`."""
+    tables: dict[str, dict[str, dict[int, float]]] = {}
+    for metric in {metric for row in rows for _, _, metric in row.primary}:
+        tables |= scores_by_table(rows, found, metric)
+    out, asked, places = [], [], []
+    for row in rows:
+        for sign, other, metric in row.primary:
+            line = claim_line(row.name, sign, other, metric, scale)
+            line |= {"seeds": 0, "difference": math.nan, "verdict": "not run", "rule": "primary"}
+            out.append(line)
+            for name, table in tables.items():
+                both = row.name in table and other in table
+                if both and name.endswith(f" {metric}"):
+                    margin = margin_of(row, sign, table[other].values())
+                    asked.append(Claim(row.name, other, margin, name))
+                    places.append(line)
+    for line, answer in zip(places, judge(asked, tables)):
+        line |= answered(answer)
+    return out
+
+
+def answered(answer: Answer) -> dict[str, Any]:
+    """What an answer adds to the line of its claim."""
+    return {
+        "seeds": answer.seeds,
+        "difference": answer.difference,
+        "low": answer.low,
+        "high": answer.high,
+        "p": answer.p,
+        "margin": answer.claim.margin,
+        "verdict": answer.word,
+        "look": answer.look,
+    }
