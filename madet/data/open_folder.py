@@ -340,7 +340,7 @@ def _make_dataset(
         deep=made.deep,
     )
 
-
+# %% ../../nbs/data/16_open_folder.ipynb #16a0000b
 def _lost_in_files(opened: OpenedFolder, split: str, what: str) -> int:
     """Pictures or objects of a split that whole label files lost; a list has counted its own pictures."""
     if what == "picture" and opened.layout.lists:

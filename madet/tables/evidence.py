@@ -136,7 +136,7 @@ class Answer:
     word: str = NOT_DECIDED
     look: int = 1
 
-
+# %% ../../nbs/tables/11_evidence.ipynb #ev000028
 def measure_claim(claim: Claim, scores: Scores, fit: Fit | None) -> Answer:
     """The difference with its interval, by the common `fit`, or by the pair alone where that is None."""
     from scipy.stats import t  # slow to import
@@ -155,7 +155,7 @@ def measure_claim(claim: Claim, scores: Scores, fit: Fit | None) -> Answer:
         return replace(answer, word="equal")
     return answer
 
-
+# %% ../../nbs/tables/11_evidence.ipynb #ev000029
 def common_fit(scores: Scores) -> Fit | None:
     """The fit of all rows; None where they are too few or do not share one variance."""
     try:

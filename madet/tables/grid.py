@@ -229,7 +229,7 @@ def read_row(cells: dict[str, str], where: str) -> Row:
         **figures,
     )
 
-
+# %% ../../nbs/tables/00_grid.ipynb #dc8ebe21
 def read_grid(path: Path | str) -> list[Row]:
     """All rows of a grid.csv (or of a paper's folder).
 

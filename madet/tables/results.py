@@ -222,7 +222,7 @@ def claim_line(row: str, sign: str, other: str, metric: str, scale: str) -> dict
     claim = "higher than" if sign == ">" else "the same as"
     return {"row": row, "claim": claim, "other": other, "metric": metric, "scale": scale}
 
-
+# %% ../../nbs/tables/01_results.ipynb #8256b711
 def claim_sentence(claim: dict[str, Any]) -> str:
     """A claim, what was measured, and the verdict, as a sentence; numbers in AP (percent)."""
     sign = ">" if claim["claim"] == "higher than" else "="
@@ -263,7 +263,7 @@ def margin_of(row: Row, sign: str, reference: Iterable[float]) -> float:
     mean, _ = mean_and_spread(list(reference))
     return max(SAME, 0.05 * (mean or 0.0))
 
-
+# %% ../../nbs/tables/01_results.ipynb #ev100005
 def primary_lines(
     rows: Sequence[Row], found: dict[tuple[str, int], dict], scale: str
 ) -> list[dict[str, Any]]:

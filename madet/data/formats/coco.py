@@ -182,7 +182,7 @@ def _read_annotations(
         annotation = None
         if image is not None and name is not None:
             annotation = read_object(row, name, where, notes)
-        if annotation is None:
+        if image is None or annotation is None:
             found.lost["object"] += 1
         else:
             notes.seen["without crowd"] += row.get("iscrowd") is None
