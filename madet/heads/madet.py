@@ -27,6 +27,7 @@ from madet.heads.dense import (
     Predictions,
     _DenseNetwork,
     _DenseTargets,
+    class_weights,
     sum_by_level,
 )
 from .detect import PostprocessConfig
@@ -65,7 +66,11 @@ def _check_word(name: str, word: str, words: tuple[str, ...]) -> None:
 
 # %% ../../nbs/heads/08_madet.ipynb #3186e131
 def _madet_losses(
-    head: "MAHead", predictions: list[Predictions], priors: Priors, target: Targets
+    head: "MAHead",
+    predictions: list[Predictions],
+    priors: Priors,
+    target: Targets,
+    background: Tensor | None = None,
 ) -> dict[str, Tensor]:
     "loss_cls, loss_bbox and loss_iou, `[L]` each."
     config, by_level = head.loss_config, sum_by_level(priors, target.prior)
@@ -78,7 +83,8 @@ def _madet_losses(
         central = head._centerness(priors.boxes[target.prior], target.boxes)
         quality_target = central.expand_as(ious)
     count = _num_positives(len(predictions), target)
-    classes = _class_losses(config, predictions, priors, target)
+    weights = class_weights(target, head.num_classes, background)
+    classes = _class_losses(config, predictions, priors, target, weights)
     boxes = ratio_weights(ious, config.box_weights) * box_losses
     qualities = binary_cross_entropy(torch.stack(quality), quality_target)
     return dict(
@@ -115,19 +121,24 @@ def _sum_of_overlaps(ious: Tensor) -> Tensor:
 
 # %% ../../nbs/heads/08_madet.ipynb #378bb352
 def _class_losses(
-    config: MADetLossConfig, predictions: list[Predictions], priors: Priors, target: Targets
+    config: MADetLossConfig,
+    predictions: list[Predictions],
+    priors: Priors,
+    target: Targets,
+    weights: Tensor,
 ) -> Tensor:
-    "Class losses of all branches summed by level, `[L]`."
+    "Class losses of all branches summed by level, `[L]`; `weights` `[B, A]` of the priors."
     sums, start = [], 0
     for size in priors.sizes:
         here = slice(start, start + size)
-        sums.append(sum(_class_loss(config, branch, target, here) for branch in predictions))
+        each = [_class_loss(config, branch, target, weights, here) for branch in predictions]
+        sums.append(sum(each))
         start += size
     return torch.stack(sums)
 
 
 def _class_loss(
-    config: MADetLossConfig, branch: Predictions, target: Targets, here: slice
+    config: MADetLossConfig, branch: Predictions, target: Targets, weights: Tensor, here: slice
 ) -> Tensor:
     "Class loss of one branch on one level of the whole batch: a scalar."
     each = weighted_focal(
@@ -140,7 +151,7 @@ def _class_loss(
         alpha=config.alpha,
         gamma=config.gamma,
     )
-    return (each * target.valid[:, here].flatten()).sum()
+    return (each * weights[:, here].flatten()).sum()
 
 # %% ../../nbs/heads/08_madet.ipynb #ab71e7a4
 @torch.no_grad()
@@ -226,10 +237,15 @@ class MAHead(_DenseNetwork, _DenseTargets):
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def level_losses(
-        self, predictions: list[Predictions], pad_sizes: list[tuple[int, int]], targets: list[dict]
+        self,
+        predictions: list[Predictions],
+        pad_sizes: list[tuple[int, int]],
+        targets: list[dict],
+        background: Tensor | None = None,
     ) -> dict[str, Tensor]:
         "loss_cls, loss_bbox and loss_iou, each split by pyramid level: `[L]`."
-        return _madet_losses(self, predictions, *self.targets(predictions, pad_sizes, targets))
+        priors, target = self.targets(predictions, pad_sizes, targets)
+        return _madet_losses(self, predictions, priors, target, background)
 
     def candidates(
         self, predictions: list[Predictions], sizes: list[tuple[int, int]]

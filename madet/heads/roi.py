@@ -107,7 +107,11 @@ def _of_class(raw: Tensor, labels: Tensor) -> Tensor:
 
 
 def _roi_losses(
-    head: "RoIHead", logits: Tensor, raw: Tensor, drawn: list[RoITargets]
+    head: "RoIHead",
+    logits: Tensor,
+    raw: Tensor,
+    drawn: list[RoITargets],
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     labels, count = torch.cat([s.labels for s in drawn]), max(1, len(logits))
     yes = (labels < head.num_classes).nonzero()[:, 0]
@@ -115,7 +119,12 @@ def _roi_losses(
     wanted = head.coder.encode(positives, torch.cat([s.boxes for s in drawn]))
     by_box = head.box_loss(_of_class(raw[yes], labels[yes]), wanted)
     by_class = cross_entropy(logits, labels)
-    return dict(loss_cls=by_class.sum() / count, loss_bbox=by_box.sum() / count)
+    by_box = by_box.sum() / count
+    if weights is not None:
+        return dict(
+            loss_cls=(weights * by_class).sum() / weights.sum().clamp(min=1), loss_bbox=by_box
+        )
+    return dict(loss_cls=by_class.sum() / count, loss_bbox=by_box)
 
 
 def _image_candidates(
@@ -185,9 +194,13 @@ class RoIHead(_RoILayers):
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
-    def sample_losses(self, logits: Tensor, raw: Tensor, drawn: list[RoITargets]) -> Losses:
-        "The same from predictions `[R, C + 1]` and `[R, C or 1, d]` for a sample."
-        return _roi_losses(self, logits, raw, drawn)
+    def sample_losses(
+        self, logits: Tensor, raw: Tensor, drawn: list[RoITargets], weights: Tensor | None = None
+    ) -> Losses:
+        """The same from predictions `[R, C + 1]` and `[R, C or 1, d]` for a sample.
+
+        `weights` `[R]`: factors of the class losses, which are then divided by their sum (SoftTeacher), at least 1."""
+        return _roi_losses(self, logits, raw, drawn, weights)
 
     @torch.no_grad()
     def candidates(self, features: Maps, rois: Maps, sizes: Sizes) -> list[dict[str, Tensor]]:

@@ -131,10 +131,15 @@ def _image_losses(
 
 # %% ../../nbs/heads/09_rpn.ipynb #9ce464ef
 def _image_proposals(
-    rpn: "RPN", priors: Priors, scores: Tensor, raw: Tensor, size: tuple[int, int]
+    rpn: "RPN",
+    priors: Priors,
+    training: bool,
+    scores: Tensor,
+    raw: Tensor,
+    size: tuple[int, int],
 ) -> dict[str, Tensor]:
     config, geometry = rpn.proposal_config, rpn.coder.boxes
-    most = config.nms_pre_training if rpn.training else config.nms_pre
+    most = config.nms_pre_training if training else config.nms_pre
     best, level = _best_of_levels(scores, priors.sizes, most)
     boxes, scores = rpn.coder.decode(priors.boxes[best], raw[best], size), scores[best]
     good = geometry.valid(boxes, config.min_size)
@@ -208,10 +213,16 @@ class RPN(nn.Module, OnGrid):
         return _sample_anchors(self, priors, on_image, target)
 
     @torch.no_grad()
-    def proposals(self, found: RPNOutput, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        "Boxes `[n, dim]` and scores `[n]` of each image, best first; `sizes` (height, width) without padding."
+    def proposals(
+        self, found: RPNOutput, sizes: list[tuple[int, int]], training: bool | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Boxes `[n, dim]` and scores `[n]` of each image, best first; `sizes` (height, width) without padding.
+
+        `training`: keep as many as in training or as in evaluation; None: as the module's mode is."""
+        training = self.training if training is None else training
+        priors = self.priors(found)
         images = zip(found.logits.sigmoid(), found.raw, sizes, strict=True)
-        return [_image_proposals(self, self.priors(found), *image) for image in images]
+        return [_image_proposals(self, priors, training, *image) for image in images]
 
 # %% ../../nbs/heads/09_rpn.ipynb #f250bff4
 def _encoded_numbers(coder: DeltaCoder | MidpointCoder) -> int:
