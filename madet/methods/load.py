@@ -35,7 +35,11 @@ def weights_file(path: Path | str) -> Path:
     if not isinstance(path, (str, Path)):
         raise BadInput(f"{path!r} is no path; name a run folder or a weights file.")
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name of thousands of letters
+        raise BadInput(f"{str(path)[:80]!r} cannot be looked up ({error.strerror}).") from None
+    if is_folder:
         best = path / "best.safetensors"
         if not best.is_file():
             raise BadInput(

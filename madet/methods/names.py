@@ -80,7 +80,7 @@ def recipe_of(scale: str, options: dict[str, Any]) -> tuple[Method, Recipe, Meth
         scale,
         options | {"method": method.name},
         method.options_class,
-        method.defaults.get(scale, {}),
+        method.defaults.get(str(scale), {}),
     )
     if recipe.backbone.replace("_", "-") not in BACKBONES:
         listed = ", ".join(BACKBONES)

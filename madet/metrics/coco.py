@@ -293,6 +293,17 @@ def _run_lengths(shape: Any, image: Item, mask: Any) -> Any:
         ) from None
 
 # %% ../../nbs/metrics/00_coco.ipynb #46546cd6
+def _crowd_flag(annotation: Item) -> int:
+    """The flag `iscrowd` of an annotation, 0 where it has none."""
+    flag = annotation.get("iscrowd") or 0
+    try:
+        return int(flag)
+    except (TypeError, ValueError, OverflowError):
+        raise BadInput(
+            f"an annotation of image {annotation.get('image_id')!r} has {flag!r:.40} as 'iscrowd'; write 0 or 1"
+        ) from None
+
+
 def _complete(
     annotations: Sequence[Item], images: Item, iou_type: str, mask: Any, results: bool = False
 ) -> list[Item]:
@@ -301,7 +312,7 @@ def _complete(
     area_of_box = iou_type == "bbox" or (results and with_boxes)
     completed = []
     for number, one in enumerate(annotations, 1):
-        one = dict(one, id=number, iscrowd=0 if results else int(one.get("iscrowd") or 0))
+        one = dict(one, id=number, iscrowd=0 if results else _crowd_flag(one))
         if iou_type == "segm":
             one["segmentation"] = _run_lengths(one["segmentation"], images[one["image_id"]], mask)
         if results or one.get("area") is None:

@@ -213,12 +213,12 @@ def image_sides(text: str) -> tuple[int, int | None]:
 
     Raises BadInput where the text says neither.
     """
-    hit = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text).strip().lower())
+    hit = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", str(text).strip().lower())
     long = int(hit[1]) if hit else 0
     short = int(hit[2]) if hit and hit[2] else None
     if long < 1 or (short is not None and not 1 <= short <= long):
         raise BadInput(
-            f"--image-size is {text!r}; "
+            f"--image-size is {text!r:.80}; "
             "write the long side (320) or the long and the short side (1333x800)"
         )
     return long, short
@@ -471,8 +471,8 @@ def make_recipe(
     `options` are texts or typed values by name: here, and only here, they are converted. Raises BadInput for names and
     values that cannot be used, and where the scale wants data and none are named.
     """
-    if scale not in SCALES:
-        raise BadInput(f"--scale is {scale!r}; choose from {', '.join(SCALES)}")
+    if not isinstance(scale, str) or scale not in SCALES:
+        raise BadInput(f"--scale is {scale!r:.80}; choose from {', '.join(SCALES)}")
     given = typed(options or {}, *kinds_of(options_class))
     if given.get("epochs") and "steps" not in given:
         given["steps"] = 0  # who asks for epochs does not want the scale's steps

@@ -65,6 +65,12 @@ def _read_yaml(path: Path) -> dict | None:
     """A YAML file that names classes; None for any other. Raises `BadInput` where data.yaml is broken."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        if path.name not in _USUAL:
+            return None
+        raise BadInput(
+            f"{path} cannot be read ({error.strerror}); put the file itself there."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         if path.name not in _USUAL:
             return None
