@@ -128,3 +128,41 @@ def test_functions_say_what_is_wrong(tmp_path):
         with pytest.raises(BadInput, match=words):
             call()
     assert not Path(tmp_path, "run").exists()
+
+
+def test_lists_and_tuples_are_options_as_the_command_line_has_them():
+    from madet import as_option
+
+    assert as_option("image_size", (96, 64)) == "96x64"
+    assert as_option("turns", [30, 60]) == "30,60"
+    assert as_option("steps", 4) == 4 and as_option("data", None) is None
+
+
+def test_entries_of_coco_name_their_picture(detector, picture, tmp_path):
+    path = picture.rename(tmp_path / "a b.png")
+    entries = detector(path, 0.05).to_coco(7)
+    assert entries and {(e["image_id"], e["file_name"]) for e in entries} == {(7, "a b.png")}
+    assert all("file_name" not in entry for entry in detector(Image.open(path)).to_coco())
+
+
+def test_a_data_set_is_shown_in_one_line(tmp_path):
+    for name, line in (("a", "disc 5 5 40 40"), ("b", "bar 9 9 30 30")):
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{name}.png")
+        corners = line.split()
+        box = "".join(
+            f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners[1:])
+        )
+        text = f"<annotation><object><name>{corners[0]}</name><bndbox>{box}</bndbox></object></annotation>"
+        (tmp_path / f"{name}.xml").write_text(text)
+    dataset = madet.open_data(tmp_path)
+    assert repr(dataset).count("\n") == 0 and "2 pictures, 0 defects" in repr(dataset)
+    assert dataset.classes == ("bar", "disc")
+    assert madet.open_data(tmp_path, ignore_classes="disc").classes == ("bar",)
+
+
+@pytest.mark.parametrize("content", [b"<html>not found</html>", b"\n\nplain text", b""])
+def test_what_torch_did_not_write_is_said(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="was not written by torch"):
+        madet.load(path)

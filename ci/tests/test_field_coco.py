@@ -11,6 +11,7 @@ from PIL import Image
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
 from madet.cli import main
+from madet.data.duplicates import between_parts
 from madet.data.open_folder import OpenedFolder, open_data
 from madet.data.report import survey
 from madet.metrics.dota import as_quads
@@ -341,6 +342,10 @@ def test_leak_under_another_name(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "1 picture is in two parts" in said and "train0.png" in said and "test1.png" in said
+    parts = {split: open_data(tmp_path, split) for split in ("train", "val", "test")}
+    (sentence,) = between_parts(parts)  # what a training says
+    assert "train0.png" in sentence and "two parts, val and test" in sentence  # drawn
+    assert between_parts(parts, most=1) == [] and between_parts({"train": parts["train"]}) == []
 
 
 # -- results inside the data folder

@@ -158,6 +158,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:8]) + (" ..." if len(self.classes) > 8 else "")
+        count, defects = len(self.records), len(self.defects)
+        about = f"{self.name or 'data'}, {self.split or 'all'}: {count} pictures, {defects} defects"
+        return f"{about}; classes: {names}"
+
     def load(self, index: int) -> Sample:
         """Record `index` with its pixels, uint8 RGB `[3, H, W]`.
 

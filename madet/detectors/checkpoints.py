@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..boxes.errors import BadInput
 from .config_text import source_of
-from ..nets.weights import load_content, unwrap
+from ..nets.weights import is_torch_file, load_content, unwrap
 
 # %% ../../nbs/detectors/11_checkpoints.ipynb #667d4485
 class IgnoredObject:
@@ -142,7 +142,7 @@ def why_unreadable(path: Path, error: Exception, trust: bool) -> str:
             "If you trust whoever made the file, allow it with --trust; "
             "better is a file that holds only the state dict."
         )
-    if path.suffix != ".safetensors" and not _is_torch_file(path):
+    if path.suffix != ".safetensors" and not is_torch_file(path):
         return f"{path} was not written by torch; give the checkpoint that was published (.pth)."
     if refused_by_torch and re.search(r"(?i)can only|unsupported|unrecognized", str(error)):
         return (
@@ -152,13 +152,6 @@ def why_unreadable(path: Path, error: Exception, trust: bool) -> str:
     if isinstance(error, PermissionError):
         return f"{path} may not be read; change its permissions."
     return f"{path} is damaged or no weights file; get it again."
-
-
-def _is_torch_file(path: Path) -> bool:
-    "Whether a file begins as a zip archive or a pickle does."
-    with open(path, "rb") as file:
-        start = file.read(2)
-    return start == b"PK" or start[:1] == b"\x80"
 
 # %% ../../nbs/detectors/11_checkpoints.ipynb #94147a36
 def open_checkpoint(path: Path | str, trust: bool = False) -> Checkpoint:

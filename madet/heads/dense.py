@@ -188,9 +188,9 @@ _OneOrMore = Predictions | list[Predictions]  # of one branch, or of all
 def _first(predictions: _OneOrMore) -> Predictions:
     return predictions[0] if isinstance(predictions, list) else predictions
 
-
+# %% ../../nbs/heads/03_dense.ipynb #bbfe87fa
 class _DenseTargets(OnGrid):
-    "Targets and suppression, the same for `DenseHead` and `MAHead`."
+    "Targets and losses, the same for `DenseHead` and `MAHead`."
 
     num_classes: int
     coder: DeltaCoder | DistanceCoder
@@ -216,7 +216,7 @@ class _DenseTargets(OnGrid):
 
     def losses(
         self,
-        predictions: _OneOrMore,
+        predictions: Any,
         pad_sizes: list[tuple[int, int]],
         targets: list[dict],
         background: Tensor | None = None,
@@ -230,7 +230,7 @@ class _DenseTargets(OnGrid):
 
     def level_losses(
         self,
-        predictions: _OneOrMore,
+        predictions: Any,
         pad_sizes: list[tuple[int, int]],
         targets: list[dict],
         background: Tensor | None = None,
@@ -244,6 +244,10 @@ class _DenseTargets(OnGrid):
         if self.centerness_in == "horizontal":
             return centerness(points, geometry.enclosing_upright(boxes), Upright())
         return centerness(points, boxes, geometry)
+
+# %% ../../nbs/heads/03_dense.ipynb #bbfe87fb
+class _DenseDetections(_DenseTargets):
+    "Targets, losses and suppression, the same for `DenseHead` and `MAHead`."
 
     def candidates(
         self, predictions: _OneOrMore, sizes: list[tuple[int, int]]
@@ -306,7 +310,7 @@ def _dense_losses(
         losses["loss_centerness"] = by_level(each) * (config.quality_weight / count)
     return losses
 
-
+# %% ../../nbs/heads/03_dense.ipynb #d304d62a
 def _class_losses(
     config: LossConfig,
     priors: Priors,
@@ -354,7 +358,7 @@ def _check_encoded(config: LossConfig, coder: DeltaCoder | DistanceCoder) -> Non
         )
 
 # %% ../../nbs/heads/03_dense.ipynb #2c1072de
-class DenseHead(_DenseNetwork, _DenseTargets):
+class DenseHead(_DenseNetwork, _DenseDetections):
     "The head of RetinaNet, FCOS and ATSS. Raises BadInput where a loss needs anchors and regression has none."
 
     def __init__(

@@ -25,8 +25,8 @@ from .anchors import make_anchor_grid
 from madet.heads.dense import (
     DenseHead,
     Predictions,
+    _DenseDetections,
     _DenseNetwork,
-    _DenseTargets,
     class_weights,
     sum_by_level,
 )
@@ -193,7 +193,7 @@ def _image_candidates(
     return dict(boxes=boxes[row], scores=scores[row, label], labels=label)
 
 # %% ../../nbs/heads/08_madet.ipynb #263b4e05
-class MAHead(_DenseNetwork, _DenseTargets):
+class MAHead(_DenseNetwork, _DenseDetections):
     "A dense head with K branches that share features and positives and weight each other's losses."
 
     centerness_in = "box"

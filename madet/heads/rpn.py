@@ -178,9 +178,7 @@ class RPN(nn.Module, OnGrid):
         order: Callable[[int], Tensor] = random_order,  # which anchors are sampled first
     ):
         super().__init__()
-        self.grid = grid
-        self.coder = coder
-        self.truths = truths
+        self.grid, self.coder, self.truths = grid, coder, truths
         self.assign = assign
         self.box_loss = box_loss
         self.sampled = sampled
@@ -216,13 +214,11 @@ class RPN(nn.Module, OnGrid):
     def proposals(
         self, found: RPNOutput, sizes: list[tuple[int, int]], training: bool | None = None
     ) -> list[dict[str, Tensor]]:
-        """Boxes `[n, dim]` and scores `[n]` of each image, best first; `sizes` (height, width) without padding.
-
-        `training`: keep as many as in training or as in evaluation; None: as the module's mode is."""
-        training = self.training if training is None else training
-        priors = self.priors(found)
+        """Boxes `[n, dim]`, scores `[n]` of each image, best first; `sizes` (height, width) without padding.
+        `training`: keep as many as in training; None: where the module is in that mode."""
+        common = self, self.priors(found), self.training if training is None else training
         images = zip(found.logits.sigmoid(), found.raw, sizes, strict=True)
-        return [_image_proposals(self, priors, training, *image) for image in images]
+        return [_image_proposals(*common, *image) for image in images]
 
 # %% ../../nbs/heads/09_rpn.ipynb #f250bff4
 def _encoded_numbers(coder: DeltaCoder | MidpointCoder) -> int:

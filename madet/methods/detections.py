@@ -11,6 +11,7 @@ __all__ = ['Detections']
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,10 @@ class Detections:
         return draw_boxes(ax, self.image, self.boxes, self.labels, self.scores, self.classes)
 
     def to_coco(self, image_id: int | str = 1) -> list[dict[str, Any]]:
-        """Entries of COCO's results: pixels, category ids from 1 in the order of `classes`."""
+        """Entries of COCO's results: pixels, category ids from 1 in the order of `classes`.
+
+        Each names its picture as `file_name` where that has a file; `image_id` is what the truth calls it.
+        """
         return _coco_entries(self, image_id)
 
     def to_supervision(self) -> Any:
@@ -128,6 +132,8 @@ def _coco_entries(found: Detections, image_id: int | str) -> list[dict[str, Any]
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": float(found.scores[i]),
         }
+        if found.path:
+            entry["file_name"] = Path(found.path).name
         if found.boxes.shape[-1] == 5:
             entry["segmentation"] = [corners[i].flatten().tolist()]
         entries.append(entry)

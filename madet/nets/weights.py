@@ -6,7 +6,7 @@ Docs: https://madet.github.io/madet/nets/weights.html.md"""
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'DEEPEST', 'FRAMES', 'ROOTS', 'first_few', 'Peeled', 'unwrap', 'without_frames', 'peel', 'load_content',
-           'read_weights', 'load_all']
+           'is_torch_file', 'read_weights', 'load_all']
 
 # %% ../../nbs/nets/05_weights.ipynb #dc09deb9
 import pickle
@@ -173,6 +173,13 @@ def load_content(path: Path, trust: bool = False) -> object:
         return torch.load(path, map_location="cpu", weights_only=not trust)
 
 # %% ../../nbs/nets/05_weights.ipynb #bc9bdd12
+def is_torch_file(path: Path) -> bool:
+    "Whether a file begins as a zip archive or a pickle does."
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return start == b"PK" or start[:1] == b"\x80"
+
+
 def read_weights(path: Path | str, trust: bool = False) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of one written by torch.save, on the CPU: {key: tensor}.
 
@@ -185,10 +192,14 @@ def read_weights(path: Path | str, trust: bool = False) -> dict[str, Tensor]:
         content = load_content(path, trust)
     except Exception as error:
         asks = isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower()
+        if path.suffix != ".safetensors" and not is_torch_file(path):
+            raise BadInput(
+                f"{path} was not written by torch; give a .safetensors or .pth file."
+            ) from error
         if asks and not trust:
             raise BadInput(
-                f"{path} cannot be read without running the program inside it; "
-                "if you trust its author, allow that with --trust."
+                f"{path} cannot be read without running the program inside it; if you trust its author, "
+                "madet convert with --trust makes plain weights of it."
             ) from error
         if isinstance(error, PermissionError):
             raise BadInput(f"{path} may not be read; change its permissions.") from error

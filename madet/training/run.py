@@ -31,6 +31,7 @@ from ..boxes.files import read_json
 from ..boxes.geometry import Rotated, Upright
 from ..data.augment import Compose, OneOf, RandomFlip, RandomRotate
 from ..data.batches import Batches
+from ..data.duplicates import between_parts
 from ..data.embedded import embedded
 from ..data.intensity import choose_intensity, range_text
 from ..data.open_folder import OpenedFolder
@@ -342,7 +343,8 @@ def describe_start(
     """Say what a run starts with, `notes` on its weights too; gives what weights keep of the objects' sizes."""
     sizes, sides, stride = sizes_of(parts["train"]), train_sides(recipe), finest_stride(model)
     lost = data_sentence(sizes, sides, stride)
-    said = [*describe_data(parts), *data.said, lost, *notes, *model_notes(model)]
+    twice = between_parts(parts) if rank() == 0 else []
+    said = [*describe_data(parts), *data.said, *twice, lost, *notes, *model_notes(model)]
     say(*filter(None, said), scaled_lr(recipe)[1])
     return as_quantiles(sizes, sides, stride)
 

@@ -81,7 +81,7 @@ def _read_yaml(path: Path) -> dict | None:
         return None
     return data if "names" in data or set(_KEYS) & set(data) else None
 
-
+# %% ../../../nbs/data/formats/19_yolo_config.ipynb #bf99824a
 def _yaml_config(path: Path, data: dict, root: Path) -> YoloConfig:
     config = YoloConfig(path, keypoints="kpt_shape" in data)
     written = data.get("path")
