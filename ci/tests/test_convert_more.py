@@ -276,6 +276,22 @@ def test_wrappers_and_frames_come_off(tmp_path, case):
         assert {"key": "criterion.weight", "why": "outside of model."} in told["ignored"]
 
 
+def test_what_lies_beside_is_called_what_it_is(tmp_path):
+    state = torchvision.models.resnet18().state_dict()
+    state = {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")}
+    torch.save({"model": state, "ema": dict(state), "epoch": {"n": 3}}, tmp_path / "a.pth")
+    told = convert(tmp_path / "a.pth", tmp_path / "w.safetensors")
+    why = {one["key"]: one["why"] for one in told["ignored"]}
+    assert why["(ema)"].startswith("other weights") and why["(epoch)"] == "no weights"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_is_no_state_dict(tmp_path):
+    torch.jit.script(torch.nn.Conv2d(3, 3, 1)).save(str(tmp_path / "a.pt"))
+    with pytest.raises(BadInput, match="TorchScript program; save the state dict"):
+        convert(tmp_path / "a.pt", tmp_path / "w.safetensors")
+
+
 def test_names_that_do_not_fit_are_refused(capsys, tmp_path):
     state, out = theirs(dense("atss"), "atss"), tmp_path / "w.safetensors"
     (tmp_path / "two.txt").write_text("cup\nspoon\n")

@@ -341,8 +341,9 @@ def convert(
     about |= dict(licence=licence_of(path, licence), source=checkpoint.path.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(out, model, **about)
-    beside = {f"({key})": PARTS.get(key, "no weights") for key in checkpoint.beside}
-    beside |= {k: why for k, why in checkpoint.left.items() if k not in checkpoint.beside}
+    left_out = checkpoint.left
+    beside = {f"({k})": left_out.get(k) or PARTS.get(k, "no weights") for k in checkpoint.beside}
+    beside |= {k: why for k, why in left_out.items() if k not in checkpoint.beside}
     said += taken_from(checkpoint)
     return dict(
         checkpoint=str(path),
