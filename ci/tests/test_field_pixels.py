@@ -267,6 +267,7 @@ def test_a_picture_beyond_the_machine_is_a_defect(tmp_path, monkeypatch):
     Image.new("1", (300, 300)).save(tmp_path / "images/bomb.png")
     total = picture_files.psutil.virtual_memory()._replace(total=500_000)
     monkeypatch.setattr(picture_files.psutil, "virtual_memory", lambda: total)
+    monkeypatch.setattr(picture_files, "LARGE", 10_000)
     report = survey(coco(tmp_path, ["a.png", "bomb.png", "b.png"]))
     assert report.images == 2
     assert "more than this machine has" in report.defects[0].what

@@ -11,6 +11,7 @@ __all__ = ['Annotation', 'ImageAnnotations', 'in_pixels', 'check_annotation', 'a
 # %% ../../nbs/data/08_annotations.ipynb #05f52bb1
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -79,29 +80,39 @@ def check_annotation(annotation: Annotation, size: tuple[int, int]) -> tuple[boo
     The sentence is '' where nothing is wrong.
     """
     numbers = annotation.numbers
-    written = " ".join(f"{x:g}" for x in numbers)
-    box = f"the box of {annotation.name}"
-    frame = f"the image of {size[0]} x {size[1]}"
     if not all(map(math.isfinite, numbers)):
         return False, (
-            f"{box} has a coordinate that is not a finite number ({written}); dropped, write it anew"
+            f"the box of {annotation.name} has a coordinate that is not a finite number "
+            f"({_written(numbers)}); dropped, write it anew"
         )
     if trouble := _EXTENT_CHECKS[annotation.shape](numbers):
-        return False, f"{box} ({written}) {trouble}; dropped, draw it anew or delete it"
+        return False, f"{_box_in_words(annotation)} {trouble}; dropped, draw it anew or delete it"
     beyond = _beyond_edge(annotation, size)
     if beyond is None:
         return False, (
-            f"{box} ({written}) lies outside {frame}; dropped, draw it anew or delete it"
+            f"{_box_in_words(annotation)} lies outside the image of {size[0]} x {size[1]}; "
+            "dropped, draw it anew or delete it"
         )
     if annotation.shape == "quad" and self_intersects(numbers):
         return True, (
-            f"the sides of the polygon of {annotation.name} ({written}) cross each other; "
+            f"the sides of the polygon of {annotation.name} ({_written(numbers)}) cross each other; "
             "taken as the rectangle around its corners, write them in order"
         )
     if beyond <= 1:
         return True, ""
     done = "cut at the edge" if annotation.shape == "xyxy" else "kept as it is"
-    return True, f"{box} ({written}) leaves {frame} by {beyond:.4g} px; {done}"
+    return True, (
+        f"{_box_in_words(annotation)} leaves the image of {size[0]} x {size[1]} "
+        f"by {beyond:.4g} px; {done}"
+    )
+
+
+def _written(numbers: tuple) -> str:
+    return " ".join(f"{x:g}" for x in numbers)
+
+
+def _box_in_words(annotation: Annotation) -> str:
+    return f"the box of {annotation.name} ({_written(annotation.numbers)})"
 
 
 def _beyond_edge(annotation: Annotation, size: tuple[int, int]) -> float | None:
@@ -211,10 +222,10 @@ def to_objects(
             loses = "" if usable else "object"
             defects.append(Defect(annotation.where, sentence, loses))
         if usable:
-            kept.append(uncrossed(annotation))
+            kept.append(uncrossed(annotation) if sentence else annotation)
     if not kept:
         return Objects.none(geometry.dim), [], defects
-    label_of = {name: i for i, name in enumerate(classes)} | dict.fromkeys(ignored, -1)
+    label_of = _labels_by_name(tuple(classes), tuple(ignored))
     outlines = [_outline(annotation) for annotation in kept]
     has_outlines = any(outline is not None for outline in outlines)
     boxes = _boxes(kept, size, geometry)
@@ -223,9 +234,15 @@ def to_objects(
         labels=torch.tensor([label_of[annotation.name] for annotation in kept]),
         ignore=torch.tensor([_is_ignored(annotation, ignored, learn) for annotation in kept]),
         polygons=outlines if has_outlines else None,
-        areas=_areas(kept, outlines, geometry.areas(boxes)),
+        areas=_areas(kept, outlines, boxes, geometry),
     )
     return objects, [annotation.where for annotation in kept], defects
+
+
+@lru_cache(8)
+def _labels_by_name(classes: tuple[str, ...], ignored: tuple[str, ...]) -> dict[str, int]:
+    """Labels of all classes, -1 for those that are ignored; the same for every image of a set."""
+    return {name: i for i, name in enumerate(classes)} | dict.fromkeys(ignored, -1)
 
 
 def _is_ignored(annotation: Annotation, ignored: tuple[str, ...], learn: int) -> bool:
@@ -241,20 +258,25 @@ def _outline(annotation: Annotation) -> list | dict | None:
 
 # %% ../../nbs/data/08_annotations.ipynb #ec36cb7c
 def _areas(
-    annotations: list[Annotation], outlines: list[Outline], of_boxes: Tensor
+    annotations: list[Annotation],
+    outlines: list[Outline],
+    boxes: Tensor,
+    geometry: Upright | Rotated,
 ) -> Tensor | None:
     """`[G]` float32: the area that labels state, else the outline's, else the box's.
 
     None where no object has more than its box.
     """
-    areas = of_boxes.float().tolist()
-    known = False
-    for i, (annotation, outline) in enumerate(zip(annotations, outlines)):
-        if annotation.area is None and outline is None:
-            continue
-        known = True
-        areas[i] = annotation.area if annotation.area is not None else outline_area(outline)
-    return torch.tensor(areas, dtype=torch.float32) if known else None
+    areas: list[float | None] = [annotation.area for annotation in annotations]
+    for i, outline in enumerate(outlines):
+        if areas[i] is None and outline is not None:
+            areas[i] = outline_area(outline)
+    if all(area is None for area in areas):
+        return None
+    if None in areas:
+        of_boxes = geometry.areas(boxes).float().tolist()
+        areas = [own if area is None else area for area, own in zip(areas, of_boxes)]
+    return torch.tensor(areas, dtype=torch.float32)
 
 # %% ../../nbs/data/08_annotations.ipynb #419fa57b
 def _boxes(

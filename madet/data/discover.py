@@ -160,15 +160,14 @@ def _walk(path: Path) -> list[Path]:
 
 def _image_files(files: list[Path], root: Path) -> list[Path]:
     """Files that are pictures; painted masks are none."""
-    return [
-        file
-        for file in files
-        if file.suffix.lower() in IMAGE_SUFFIXES and not _in_mask_folder(file, root)
-    ]
+    painted = {folder for folder in {file.parent for file in files} if _is_painted(folder, root)}
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    return [file for file in pictures if file.parent not in painted]
 
 
-def _in_mask_folder(file: Path, root: Path) -> bool:
-    return any(_MASK_FOLDERS.match(part) for part in file.relative_to(root).parts[:-1])
+def _is_painted(folder: Path, root: Path) -> bool:
+    """Whether a folder holds painted masks."""
+    return any(_MASK_FOLDERS.match(part) for part in folder.relative_to(root).parts)
 
 
 def _sibling_images(parent: Path) -> list[Path]:

@@ -94,9 +94,16 @@ def _places(parts: dict[str, list[ImageEntry]]) -> dict[Path, list[tuple[str, Im
 def _pairs(
     found: list[tuple[str, ImageEntry]],
 ) -> dict[tuple[str, str], tuple[ImageEntry, ImageEntry]]:
-    """The first pair of entries of one picture for each pair of parts."""
+    """The first pair of entries of one picture for each pair of parts.
+
+    That is always a pair of the first entry of a part: many black frames take no longer for being many.
+    """
     pairs = {}
+    begun = set()
     for i, (a, first) in enumerate(found):
+        if a in begun:
+            continue
+        begun.add(a)
         for b, second in found[i + 1 :]:
             expected = {a, b} in _EXPECTED
             if not expected and (a != b or first is not second):

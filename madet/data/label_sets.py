@@ -23,7 +23,7 @@ from .formats.table import FORMATS
 from .label_sources import Source
 from .picture_index import PictureIndex, Wanted
 from .picture_search import join
-from .split_names import Told, canonical, split_of, split_of_json
+from .split_names import Told, canonical, split_of_json
 
 # %% ../../nbs/data/25_label_sets.ipynb #25a00009
 _NAME = re.compile(rb'"file_?name"\s*:\s*"((?:[^"\\]|\\.)*)"')
@@ -99,9 +99,7 @@ class _Pictures:
     def _asked(self, piece: Source) -> list[Wanted]:
         told = self.index.told
         if FORMATS[piece.format].file_per_picture:
-            return [
-                Wanted(file.stem, file, split_of(file, self.root, told)) for file in piece.files
-            ]
+            return [Wanted(file.stem, file, self.index.split_above(file)) for file in piece.files]
         if piece.format != "coco":
             return self._read(piece)
         wanted = []

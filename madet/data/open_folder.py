@@ -25,7 +25,7 @@ from .picture_index import PictureIndex, Wanted
 from .picture_search import join, sentences
 from .records import DatasetBuilder, lost
 from .sample import Dataset, Defect
-from .split_names import Told, canonical, split_of, split_of_json
+from .split_names import canonical, split_of_json
 from .splits import ImageEntry, Splits, find_splits, resolve_split
 
 # %% ../../nbs/data/16_open_folder.ipynb #f61d6606
@@ -39,10 +39,9 @@ def _read_entries(
         single = FORMATS[piece.format].file_per_picture
         images = []
         for file in read:
-            place = split_of if single else split_of_json
-            file.split = place(file.path, layout.root, pictures.told)
+            file.split = _own_split(file.path, single, pictures)
             for labels in file.images:
-                one = _wanted(file, labels, single, layout.root, pictures.told)
+                one = _wanted(file.path, labels, single, file.split)
                 entries.append(ImageEntry(labels, None, one.split, file.classes))
                 wanted.append(one)
                 images.append(labels)
@@ -72,14 +71,17 @@ def _split_by_pictures(entries: list[ImageEntry], pictures: PictureIndex, least:
             entries[i].split = split
 
 
-def _wanted(
-    file: LabelFile, labels: ImageAnnotations, single: bool, root: Path, told: Told
-) -> Wanted:
-    """What the labels of an image ask for; a file of one image may be called as its picture."""
-    path = file.path
-    split = labels.split or (split_of if single else split_of_json)(path, root, told)
+def _own_split(path: Path, single: bool, pictures: PictureIndex) -> str | None:
+    """The split of a label file: by its folders, of a file of many images also by its name."""
+    if single:
+        return pictures.split_above(path)
+    return split_of_json(path, pictures.root, pictures.told)
+
+
+def _wanted(path: Path, labels: ImageAnnotations, single: bool, split: str | None) -> Wanted:
+    """What the labels of an image ask for in a file of `split`; a file of one image may be called as its picture."""
     named = labels.named or (path.stem if single else "")
-    return Wanted(labels.key, path, split, named, labels.size)
+    return Wanted(labels.key, path, labels.split or split, named, labels.size)
 
 
 def _check_numbers(piece: Source, images: list[ImageAnnotations]) -> None:
@@ -92,7 +94,7 @@ def _check_numbers(piece: Source, images: list[ImageAnnotations]) -> None:
 
 def _labelled_split(picture: Path, pictures: PictureIndex) -> str | None:
     """The split of a picture's folder, for labels that lie in no split's folder (DIOR-R)."""
-    split = split_of(picture, pictures.root, pictures.told)
+    split = pictures.split_above(picture)
     return None if split == "unlabelled" else split
 
 # %% ../../nbs/data/16_open_folder.ipynb #8770db26
@@ -126,13 +128,16 @@ def _names_by_split(parts: Splits) -> dict[str, list[str]]:
     for split, entries in parts.entries.items():
         if canonical(split) == "unlabelled":
             continue
-        names = []
+        names: dict[str, None] = {}
+        declared = None
         for entry in entries:
-            if entry.names is not None:
-                names += entry.names
-            elif entry.labels is not None:
-                names += [annotation.name for annotation in entry.labels.annotations]
-        used.setdefault(canonical(split), []).extend(dict.fromkeys(names))
+            if entry.names is None:
+                of_entry = entry.labels.annotations if entry.labels else []
+                names |= dict.fromkeys(annotation.name for annotation in of_entry)
+            elif entry.names is not declared:  # one list for all images of a file
+                declared = entry.names
+                names |= dict.fromkeys(declared)
+        used.setdefault(canonical(split), []).extend(names)
     return used
 
 

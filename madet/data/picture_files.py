@@ -103,6 +103,8 @@ def check_memory(path: Path | str, size: tuple[int, int]) -> None:
 def refuse_giant(path: Path | str, size: tuple[int, int]) -> None:
     """Raises `BadInput` where a picture of `size` (width, height) needs more memory than the machine has."""
     width, height = size
+    if width * height <= LARGE:
+        return
     need, there = width * height * BYTES, psutil.virtual_memory().total
     if need > there:
         raise BadInput(

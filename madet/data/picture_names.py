@@ -11,7 +11,6 @@ __all__ = ['plain_name', 'stem_of', 'holds_copies', 'holds_whole_sets', 'telling
 import re
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -19,16 +18,21 @@ from .pixels import IMAGE_SUFFIXES
 from .split_names import canonical, name_words, split_of_folder
 
 # %% ../../nbs/data/28_picture_names.ipynb #28b00009
+_FILE_SUFFIXES = frozenset((*IMAGE_SUFFIXES, ".xml", ".txt"))
+
+
 def plain_name(name: str) -> str:
     """A name without what differs between file systems: accents composed, `%20` a blank, small letters."""
+    if name.isascii() and "%" not in name:
+        return name.lower()
     return unicodedata.normalize("NFC", unquote(name)).casefold()
 
 
 def stem_of(name: str) -> str:
     """A name without folder and without the suffix of a picture or label file; other dots stay."""
     name = name.replace("\\", "/").rsplit("/")[-1]
-    suffix = Path(name).suffix
-    return name[: -len(suffix)] if suffix.lower() in (*IMAGE_SUFFIXES, ".xml", ".txt") else name
+    dot = name.rfind(".")
+    return name[:dot] if dot > 0 and name[dot:].lower() in _FILE_SUFFIXES else name
 
 # %% ../../nbs/data/28_picture_names.ipynb #28b0000c
 _HOLDERS = frozenset(

@@ -13,7 +13,15 @@ from collections import Counter
 from pathlib import Path
 
 from ..boxes.errors import BadInput
-from .picture_index import Found, Picture, PictureIndex, Wanted, fits, unexplained
+from madet.data.picture_index import (
+    Found,
+    Picture,
+    PictureIndex,
+    Wanted,
+    fits,
+    namesakes,
+    unexplained,
+)
 from .picture_names import Key, plain_name, read_key, stem_of
 from .pixels import header
 from .split_names import canonical
@@ -25,7 +33,8 @@ def first_look(index: PictureIndex, wanted: Wanted) -> Found:
     if exact := _exact(index, wanted, key):
         return Found(exact)
     for table, word in _questions(key.name):
-        found = [one for one in index.tables[table].get(word, ()) if fits(index, one, key, wanted)]
+        near = namesakes(index, table, word, key, wanted.near)
+        found = [one for one in near if fits(index, one, key, wanted)]
         if found:
             return _nearest(index, found, key, wanted, table)
     return Found(trouble=_namesake(index, key))

@@ -53,14 +53,14 @@ class DatasetBuilder:
         count_look(self.frames, found, size)
         if found.depth.deep:
             self.deep.append(entry.image)
-        objects, lines = Objects.none(geometry.dim), []
         image_id = entry.image.stem
-        if labels is not None:
-            objects, lines, defects = to_objects(
-                in_pixels(labels, size), size, geometry, classes, ignored, learn
-            )
-            self.defects += labels.defects + defects
-            image_id = image_id if labels.image_id is None else labels.image_id
+        if labels is None:
+            self.records.append(Record(image_id, entry.image, *size, Objects.none(geometry.dim)))
+            return
+        drawn = in_pixels(labels, size)
+        objects, lines, defects = to_objects(drawn, size, geometry, classes, ignored, learn)
+        self.defects += labels.defects + defects
+        image_id = image_id if labels.image_id is None else labels.image_id
         self.records.append(Record(image_id, entry.image, *size, objects, lines))
 
     def _frame(

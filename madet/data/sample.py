@@ -96,8 +96,10 @@ def outline_area(outline: Outline) -> float:
         return float(coco_mask.area(packed_runs(outline)))
     total = 0.0
     for part in outline or []:
-        x, y = np.asarray(part, np.float64).reshape(-1, 2).T
-        total += abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+        corners = np.asarray(part, np.float64).reshape(-1, 2)
+        x, y = corners.T
+        before_x, before_y = np.concatenate([corners[-1:], corners[:-1]]).T
+        total += abs(float(x @ before_y - y @ before_x)) / 2
     return total
 
 # %% ../../nbs/data/00_sample.ipynb #28c1ffcc

@@ -8,8 +8,10 @@ Docs: https://madet.github.io/madet/data/split_lists.html.md"""
 __all__ = ['SplitLists', 'list_base', 'lists_above', 'lists_below']
 
 # %% ../../nbs/data/27_split_lists.ipynb #27a00004
+import os
 import re
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 from .picture_names import stem_of
@@ -26,9 +28,15 @@ def _read_list(file: Path) -> list[tuple[str, str]]:
 
 def list_base(where: str) -> Path | None:
     """The folder whose pictures a list in ImageSets is about; `where` is one of its lines."""
-    for folder in Path(where.rpartition(":")[0]).parents:
-        if folder.name.lower() == "imagesets":
-            return folder.parent
+    return _base_of(os.path.dirname(where.rpartition(":")[0]))
+
+
+@lru_cache(1024)
+def _base_of(folder: str) -> Path | None:
+    """The folder above the innermost ImageSets that holds a folder or is it."""
+    for place in (Path(folder), *Path(folder).parents):
+        if place.name.lower() == "imagesets":
+            return place.parent
     return None
 
 

@@ -153,6 +153,7 @@ class _EntryBook:
         self.by_stem = defaultdict(list)
         for entry in entries:
             self.by_stem[stem_of(entry.key)].append(entry)
+        self._inside: dict[str, dict[str, list[ImageEntry]]] = {}
         rows = [row for some in layout.lists.values() for row in some]
         self.bases = list(dict.fromkeys(list_base(where) for _, where in rows))
         self.several = len(self.bases) > 1
@@ -169,17 +170,30 @@ class _EntryBook:
 
     def find(self, name: str, where: str, split: str) -> list[ImageEntry]:
         """The entries that a line of the list of a split can mean."""
-        found = self.by_stem.get(stem_of(name), [])
+        key = read_key(name)
+        found = self._namesakes(stem_of(name), key)
         base = list_base(where)
         if self.several and base:
             found = [entry for entry in found if _is_below(entry, base)]
-        key = read_key(name)
-        if len(found) > 1 or key.telling:
+        if key.telling:
             found = [entry for entry in found if self._lies_in(entry, key)]
         if len(found) > 1:
             same = [entry for entry in found if canonical(entry.split or "") == canonical(split)]
             found = same or found
         return found
+
+    def _namesakes(self, stem: str, key: Key) -> list[ImageEntry]:
+        """Entries of a stem; of many only those in a folder that the line of this machine names."""
+        found = self.by_stem.get(stem, [])
+        if len(found) < 8 or key.foreign or not key.telling:
+            return found
+        if stem not in self._inside:
+            inside = defaultdict(list)
+            for entry in found:
+                for name in _folder_names(entry):
+                    inside[name].append(entry)
+            self._inside[stem] = dict(inside)
+        return min((self._inside[stem].get(name, []) for name in key.telling), key=len)
 
     def _lies_in(self, entry: ImageEntry, key: Key) -> bool:
         """Whether an entry has the folders that a line names; in a path of another machine its own are enough."""
@@ -191,7 +205,7 @@ class _EntryBook:
             and self.pictures.place(entry.image).names <= key.telling
         )
 
-
+# %% ../../nbs/data/13_splits.ipynb #13b00007
 def _is_below(entry: ImageEntry, base: Path) -> bool:
     return entry.label_file.is_relative_to(base) or bool(
         entry.image and entry.image.is_relative_to(base)

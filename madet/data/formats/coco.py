@@ -54,10 +54,21 @@ def _table(data: dict, key: str, path: Path) -> list:
 NUMBER = (int, float)  # what JSON calls a number, once true and false are looked at
 
 
+_PAIR = r"u[dD][89aAbB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
+_ESCAPE = re.compile(rf"\\(?:{_PAIR}|(u[dD][89a-fA-F][\da-fA-F]{{2}})|.)", re.S)
+
+
+def _without_halves(text: str) -> str:
+    """A JSON text in which `?` stands for half a character (a lone surrogate), which nobody could print."""
+    if re.search(r"\\u[dD][89a-fA-F]", text) is None:
+        return text
+    return _ESCAPE.sub(lambda found: "?" if found[1] else found[0], text)
+
+
 def load_json(path: Path | str) -> Any:
     """The content of a JSON file; raises `BadInput` that names file and line."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(_without_halves(Path(path).read_text(encoding="utf-8-sig")))
     except json.JSONDecodeError as error:
         raise BadInput(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}); "

@@ -71,11 +71,13 @@ def _parents(categories: list[Category]) -> list[Category]:
 def _unique_names(categories: list[Category], roots: set[Id]) -> dict[Id, str]:
     """A class name of its own for every id; roots of the hierarchy come last to choose."""
     names: dict[Id, str] = {}
+    taken = set()
     for category in sorted(categories, key=lambda category: category.id in roots):
         name = category.name
-        while name in names.values():
+        while name in taken:
             name = f"{name} (id {category.id})"
         names[category.id] = name
+        taken.add(name)
     return {category.id: names[category.id] for category in categories}
 
 # %% ../../../nbs/data/formats/21_coco_categories.ipynb #c0c02d11
@@ -143,7 +145,8 @@ def leave_out_parents(files: list[LabelFile], parents: list[list[str]]) -> None:
         idle = [name for name in names if name not in used]
         if not used or not idle:
             continue
-        file.classes = tuple(name for name in file.classes or () if name not in idle)
+        without = set(idle)
+        file.classes = tuple(name for name in file.classes or () if name not in without)
         new = [name for name in idle if name not in said]
         said |= set(new)
         for name in new:

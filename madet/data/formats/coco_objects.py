@@ -52,6 +52,8 @@ class RowNotes:
 # %% ../../../nbs/data/formats/22_coco_objects.ipynb #c0c03d11
 def number_of(value: Any) -> float | None:
     """A number, also one that is written as text; None for anything else."""
+    if type(value) is float:  # nearly all of them
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -160,24 +162,29 @@ def _box_mode(row: dict) -> str:
     return _BOX_MODES.get(mode, "") if isinstance(mode, (int, str)) else ""
 
 
+def _numbers_in(box: Any) -> tuple[float, ...]:
+    """The four or five numbers of a sound `bbox`; none where it is anything else."""
+    if not isinstance(box, list) or len(box) not in (4, 5):
+        return ()
+    numbers = [number_of(x) for x in box]
+    return tuple(x or 0.0 for x in numbers) if None not in numbers else ()
+
+
 def _trouble(row: dict) -> str:
-    """Why `bbox` is not four or five numbers; '' where it is."""
+    """Why `bbox` is not four or five numbers."""
     if "bbox" not in row:
         return "bbox is missing"
     box = row["bbox"]
     if box is None or box == []:
         return "bbox is null" if box is None else "bbox is empty"
-    if isinstance(box, list) and len(box) in (4, 5) and all(number_of(x) is not None for x in box):
-        return ""
     return (
         "bbox should be four numbers (left, top, width, height) or five (with an angle) "
         f"but is {str(box)[:60]}"
     )
 
 
-def _shape_of(row: dict, where: str, notes: RowNotes) -> tuple[str, tuple]:
-    """Shape and numbers of a sound `bbox`."""
-    numbers = tuple(number_of(x) or 0.0 for x in row["bbox"])
+def _shape_of(row: dict, numbers: tuple, where: str, notes: RowNotes) -> tuple[str, tuple]:
+    """Shape and numbers of a row with the `numbers` of a sound `bbox`."""
     mode = _box_mode(row)
     if len(numbers) == 5:
         notes.seen["rotated"] += 1
@@ -207,12 +214,11 @@ def _read_box(
     row: dict, outline: list | dict | None, where: str, notes: RowNotes
 ) -> tuple[str, tuple] | None:
     """Shape and numbers of an object; None where neither box nor outline says them."""
-    trouble = _trouble(row)
-    shape, numbers = ("", ()) if trouble else _shape_of(row, where, notes)
-    if shape and _says_nothing(row["bbox"]):
-        trouble = f"bbox {row['bbox']} says no place"
-    if not trouble:
+    written = _numbers_in(row.get("bbox"))
+    shape, numbers = _shape_of(row, written, where, notes) if written else ("", ())
+    if written and not _says_nothing(written):
         return shape, numbers
+    trouble = f"bbox {row['bbox']} says no place" if written else _trouble(row)
     key = f"{where}.bbox"
     hull = hull_of(outline)
     if hull is not None:
@@ -228,9 +234,8 @@ def _read_box(
     return None
 
 
-def _says_nothing(box: list) -> bool:
+def _says_nothing(numbers: tuple) -> bool:
     """Whether a box is a mere placeholder: not finite, or of neither width nor height."""
-    numbers = [number_of(x) or 0.0 for x in box]
     return not all(map(math.isfinite, numbers)) or numbers[2] == numbers[3] == 0
 
 # %% ../../../nbs/data/formats/22_coco_objects.ipynb #c0c03d23

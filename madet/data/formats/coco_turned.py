@@ -25,10 +25,15 @@ def four_corners(outline: list | dict | None) -> np.ndarray | None:
 
 def is_turned(corners: np.ndarray) -> bool:
     """Whether four corners `[4, 2]` are not those of an upright box (within half a pixel)."""
-    low = corners.min(0)
-    high = corners.max(0)
+    return bool(_are_turned(corners))
+
+
+def _are_turned(corners: np.ndarray) -> np.ndarray:
+    """As `is_turned`, of many outlines at once: `[..., 4, 2]` to `[...]`."""
+    low = corners.min(-2, keepdims=True)
+    high = corners.max(-2, keepdims=True)
     at_edge = np.minimum(abs(corners - low), abs(corners - high))
-    return bool((at_edge > 0.5).any())
+    return (at_edge > 0.5).any((-2, -1))
 
 
 def is_rectangle(corners: np.ndarray) -> bool:
@@ -61,13 +66,18 @@ def take_turned_outlines(images: list[ImageAnnotations]) -> None:
                 corners = four_corners(annotation.outline)
                 if corners is not None:
                     quads.append((annotation, corners))
+    if not quads:
+        return
     habit = len(quads) >= 0.9 * outlined
-    for annotation, corners in quads:
-        if _draws_turned_box(annotation, corners, habit):
+    turned = _are_turned(np.stack([corners for _, corners in quads]))
+    for i in np.flatnonzero(turned).tolist():
+        annotation, corners = quads[i]
+        if _draws_its_box(annotation, corners, habit):
             annotation.turned = tuple(corners.ravel().tolist())
 
 
-def _draws_turned_box(annotation: Annotation, corners: np.ndarray, habit: bool) -> bool:
-    if annotation.shape != "xyxy" or not is_turned(corners):
+def _draws_its_box(annotation: Annotation, corners: np.ndarray, habit: bool) -> bool:
+    """Whether turned corners are those of an upright annotation's object."""
+    if annotation.shape != "xyxy":
         return False
     return (habit or is_rectangle(corners)) and _has_hull(corners, annotation.numbers)

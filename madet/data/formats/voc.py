@@ -46,7 +46,12 @@ class Node:
 
     def first(self, tag: str) -> "Node | None":
         """The first child of that tag."""
-        return next((child for child in self.children if child.tag == tag), None)
+        for (
+            child
+        ) in self.children:  # a generator would take thrice as long, a dozen times an object
+            if child.tag == tag:
+                return child
+        return None
 
     def all(self, tag: str) -> list["Node"]:
         """All children of that tag."""
@@ -123,7 +128,7 @@ def _decode(data: bytes) -> str:
     for tried, errors in (("utf-8-sig", "strict"), (encoding, "replace")):
         try:
             return data.decode(tried, errors)
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):  # of "idna" and "undefined" the plain one
             continue
     return data.decode("utf-8", "replace")
 
