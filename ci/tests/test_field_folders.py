@@ -413,6 +413,72 @@ def test_words_for_parts_in_file_names(tmp_path, train, other, split):
     )
 
 
+@pytest.mark.parametrize(
+    "train, others, counted",
+    [
+        ("roads_train fields_train", "roads_test", {"train": 3, "test": 1}),
+        ("day_train night_train", "day_test", {"train": 3, "test": 1}),
+        ("train_day train_night", "test_day", {"train": 3, "test": 1}),
+        ("train extra_train", "test night_test", {"train": 3, "test": 3}),
+        ("munich_train", "berlin_test", {"train": 1, "test": 1}),
+        ("roads_train", "roads_dev", {"train": 1, "val": 1}),
+        ("crowdtrain", "crowdtest", {"train": 1, "test": 1}),
+        ("mytrain2017", "myval2017", {"train": 1, "val": 1}),
+        ("mytrainset", "mytestset", {"train": 1, "test": 1}),
+    ],
+)
+@pytest.mark.parametrize("place", ["{}", "{}/labels", "labels/{}"])
+def test_words_for_parts_with_another_word(tmp_path, train, others, counted, place):
+    """The second folder has two pictures; with `labels/{}` all are called alike in `images/{}`."""
+    folders = dict.fromkeys(train.split(), 1) | dict.fromkeys(others.split(), 1)
+    for folder in folders:
+        boxes = {f"{folder}{i}": 5 + i for i in range(2 if folder in train.split()[1:] else 1)}
+        if folder == "night_test":
+            boxes = {"n1": 5, "n2": 6}
+        labels = place.format(folder)
+        images = labels.replace("labels", "images")
+        voc(tmp_path, boxes, labels, images, gray=sum(map(ord, folder)))
+    assert splits(tmp_path) == counted
+    assert "left out" not in said(tmp_path)
+
+
+def test_a_copy_of_a_part_is_no_part(tmp_path):
+    for folder in ("roads_train", "roads_test"):
+        voc(tmp_path, {"a": 5, "b": 6}, folder, folder, gray=sum(map(ord, folder)))
+    for copy in ("roads_train_small", "roads_train_old", "fields_train_backup", "all_train"):
+        voc(tmp_path, {"a": 5, "b": 6}, copy, copy, gray=sum(map(ord, "roads_train")))
+    assert splits(tmp_path) == {"train": 2, "test": 2}
+
+
+def test_words_that_mean_no_part_beside_others(tmp_path):
+    for name in ("munich_train", "berlin_test", "paris"):
+        voc(tmp_path, {f"{name}1": 5}, name, name)
+    assert splits(tmp_path) == {"train": 3} and "No split was found" in said(tmp_path)
+
+
+def test_classes_with_such_words(tmp_path):
+    for i, name in enumerate(("train_station", "test_bench")):
+        xml(tmp_path / name / f"{i}.xml", 5, name)
+        picture(tmp_path / name / f"{i}.png")
+    assert splits(tmp_path) == {"train": 2} and "No split was found" in said(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "annotations/"])
+def test_glued_words_in_file_names(tmp_path, place):
+    for stem in "abc":
+        picture(tmp_path / f"images/{stem}.png")
+    coco(tmp_path / f"{place}crowdtrain.json", {"a.png": 5, "b.png": 6})
+    coco(tmp_path / f"{place}crowdtest.json", {"c.png": 15})
+    assert splits(tmp_path) == {"train": 2, "test": 1}
+    assert "crowdtest.json as test, crowdtrain.json as train" in said(tmp_path)
+
+
+def test_a_glued_word_alone_means_nothing(tmp_path):
+    for name in ("contest", "latest", "mytrain"):
+        voc(tmp_path, {f"{name}1": 5}, name, name)
+    assert splits(tmp_path) == {"train": 3} and "No split was found" in said(tmp_path)
+
+
 def test_words_that_only_look_alike(tmp_path):
     voc(tmp_path, {"a": 5}, "eval_tools", "eval_tools")
     voc(tmp_path, {"b": 6}, "trains", "trains")
