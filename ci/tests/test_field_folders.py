@@ -269,6 +269,47 @@ def test_a_subset_is_a_rival(tmp_path):
     assert len(OpenedFolder(tmp_path).layout.sources) == 2
 
 
+@pytest.mark.parametrize("whole", ["all", "annotations", "data", "instances", "total"])
+@pytest.mark.parametrize("parts", [("train", "val"), ("my_train", "my_test")])
+def test_of_rivals_the_one_with_parts_is_taken(tmp_path, whole, parts):
+    for stem in "abcd":
+        picture(tmp_path / f"images/{stem}.png")
+    coco(tmp_path / f"{whole}.json", {f"{stem}.png": 5 for stem in "abcd"})
+    coco(tmp_path / f"{parts[0]}.json", {f"{stem}.png": 5 for stem in "abc"})
+    coco(tmp_path / f"{parts[1]}.json", {"d.png": 5})
+    assert splits(tmp_path) == {"train": 3, parts[1].removeprefix("my_"): 1}
+    assert f"{whole} has no parts" in said(tmp_path) or whole > "coco"
+    assert splits(tmp_path, whole) == {"train": 4}
+
+
+@pytest.mark.parametrize("images", ["{}", "images"])
+def test_of_rivals_a_folder_each_the_one_with_parts_is_taken(tmp_path, images):
+    for folder in ("all", "train", "val"):
+        boxes = {"a": 5, "b": 6} if folder == "all" else {"a": 5} if folder == "train" else {"b": 6}
+        voc(tmp_path, boxes, f"labels/{folder}", images.format(folder))
+    assert splits(tmp_path) == {"train": 1, "val": 1}
+    assert "all has no parts" in said(tmp_path) or images == "{}"
+
+
+def test_a_small_rival_with_parts_is_not_taken(tmp_path):
+    for stem in "abcdef":
+        picture(tmp_path / f"images/{stem}.png")
+    coco(tmp_path / "all.json", {f"{stem}.png": 5 for stem in "abcdef"})
+    coco(tmp_path / "mini_train.json", {"a.png": 5})
+    coco(tmp_path / "mini_val.json", {"b.png": 5})
+    assert splits(tmp_path) == {"train": 6}
+
+
+def test_lists_make_the_parts_of_what_is_read(tmp_path):
+    for stem in "ab":
+        picture(tmp_path / f"images/{stem}.png")
+        (tmp_path / f"{'train' if stem == 'a' else 'val'}.txt").write_text(f"{stem}\n")
+    coco(tmp_path / "all.json", {"a.png": 5, "b.png": 5})
+    coco(tmp_path / "train.json", {"a.png": 5})
+    coco(tmp_path / "val.json", {"b.png": 5})
+    assert "all is read" in said(tmp_path) and splits(tmp_path) == {"train": 1, "val": 1}
+
+
 def test_two_formats_of_different_pictures(tmp_path):
     voc(tmp_path, {"a": 5, "b": 6}, "day", "day")
     coco(tmp_path / "night/labels.json", {"c.png": 15, "d.png": 16})

@@ -10,6 +10,7 @@ __all__ = ['Layout', 'discover', 'choose_source']
 # %% ../../nbs/data/09_discover.ipynb #71919eeb
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -217,9 +218,28 @@ def choose_source(
     if labels is not None:
         return _source_by_name(layout, labels)
     rank = _rotated_first if isinstance(geometry, Rotated) else _upright_first
-    source = min(layout.sources, key=rank)
+    source = _with_parts(layout, min(layout.sources, key=rank), rank)
     refuse_clash(layout.root, source, layout.clashes)
     return source
+
+
+def _with_parts(layout: Layout, source: Source, rank: Callable[[Source], tuple]) -> Source:
+    """The rival of a source that has the pictures in parts (train.json beside all.json), where the source has none."""
+    rivals = [
+        other
+        for other in layout.sources
+        if other.parted
+        and (other.aside, other.rotated, other.rough)
+        == (source.aside, source.rotated, source.rough)
+        and 2 * other.seen >= source.seen
+    ]
+    if source.parted or layout.lists or not rivals:
+        return source
+    chosen = min(rivals, key=rank)
+    said = f"{source.name} has no parts; {chosen.name}, which has its pictures in parts, is taken."
+    if said not in layout.said:
+        layout.said.append(said)
+    return chosen
 
 
 def _no_labels(layout: Layout) -> str:

@@ -142,6 +142,10 @@ def put_together(pieces: list[Source], index: PictureIndex, root: Path) -> Label
         families = _joined(families, pictures, closeness)
     rest = [piece for piece in apart if piece not in here]
     made = LabelSets([_one_source(family, root, pictures) for family in families] + rest)
+    for source, family in zip(made.sources, families):
+        splits = _splits_of(family, pictures)
+        source.seen = len(pictures.all_of(family))
+        source.parted = len(splits) > 1 and bool(splits & {"train", "trainval"})
     _name_apart(made.sources)
     made.said = [_parts_sentence(source) for source in made.sources if source.parts]
     made.clashes = _clashes(families, made.sources, pictures)
@@ -247,6 +251,19 @@ def _one_source(family: list[Source], root: Path, pictures: _Pictures) -> Source
         any(piece.rough for piece in family),
         family,
     )
+
+
+def _splits_of(family: list[Source], pictures: _Pictures) -> set[str]:
+    """The parts that label files lie in, or else their pictures."""
+    root, told = pictures.root, pictures.index.told
+    found = set()
+    for piece in family:
+        place = split_of if FORMATS[piece.format].file_per_picture else split_of_json
+        described = pictures.of(piece)
+        own = {file: place(file, root, told) for file in set(described.values())}
+        for image, file in described.items():
+            found.add(canonical(own[file] or pictures.index.split_of(image) or ""))
+    return found - {"", "unlabelled"}
 
 
 def _common_folder(files: list[Path], root: Path, told: Told) -> str:
