@@ -847,3 +847,87 @@ def test_a_yaml_names_its_folder(tmp_path):
     voc(tmp_path, {"a": 5}, "labels/train", "images/train")
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cup]\n")
     assert splits(tmp_path / "data.yaml") == {"train": 1}
+
+
+# -- names of classes
+
+
+CUP_NFC = unicodedata.normalize("NFC", "tass\u00e9")
+CUP_NFD = unicodedata.normalize("NFD", CUP_NFC)
+
+
+def classes_in(path, *names):
+    """COCO's list of categories in a file of `coco`, objects of the first."""
+    data = json.loads(path.read_text())
+    data["categories"] = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("first, second", [(CUP_NFC, CUP_NFD), (CUP_NFD, CUP_NFC)])
+def test_class_names_that_look_alike_in_parts(tmp_path, first, second):
+    for split, name in (("train", first), ("test", second)):
+        picture(tmp_path / split / f"{split}.png", gray=len(split) * 20)
+        classes_in(coco(tmp_path / split / "a.json", {f"{split}.png": 5}), name)
+    assert open_data(tmp_path, "test").classes == (CUP_NFC,)
+    assert f"taken as composed (NFC): {CUP_NFC}." in said(tmp_path) and not defects(tmp_path)
+    assert len(open_data(tmp_path, ignore_classes=(CUP_NFD,), classes=("cup",)).records) == 2
+
+
+def test_class_names_that_look_alike_in_one_part(tmp_path):
+    voc(tmp_path, {"a": 5, "b": 6})
+    xml(tmp_path / "Annotations/a.xml", 5, CUP_NFC)
+    xml(tmp_path / "Annotations/b.xml", 6, CUP_NFD)
+    assert open_data(tmp_path).classes == (CUP_NFC,)
+    assert open_data(tmp_path, classes=("cup", CUP_NFD)).classes == ("cup", CUP_NFD)  # a model's
+    labels = [
+        record.objects.labels.tolist()
+        for record in open_data(tmp_path, classes=("cup", CUP_NFD)).records
+    ]
+    assert labels == [[1], [1]]
+
+
+def test_one_file_that_declares_both_spellings(tmp_path):
+    picture(tmp_path / "a.png")
+    classes_in(coco(tmp_path / "a.json", {"a.png": 5}), CUP_NFD, "dish", CUP_NFC)
+    dataset = open_data(tmp_path)
+    assert dataset.classes == (CUP_NFC, "dish") and dataset.records[0].objects.labels.tolist() == [
+        0
+    ]
+
+
+@pytest.fixture
+def larger_test(tmp_path):
+    for split, names in (("train", ("cup",)), ("test", ("cup", "dish"))):
+        picture(tmp_path / f"{split}.png", gray=len(split) * 20)
+        classes_in(coco(tmp_path / f"{split}.json", {f"{split}.png": 5}), *names)
+    return tmp_path
+
+
+def test_a_class_that_only_test_declares(larger_test):
+    assert open_data(larger_test, "test").classes == ("cup",) and not defects(larger_test)
+    sentence = "only val or test declares and no object has are left out: dish."
+    assert sentence in said(larger_test)
+    assert open_data(larger_test, ignore_classes=("dish",)).classes == ("cup",)
+    assert len(open_data(larger_test, "test", classes=("cup",)).records) == 1
+
+
+def test_a_class_that_only_test_has_objects_of(larger_test):
+    classes_in(larger_test / "test.json", "dish", "cup")
+    assert "test has classes that train lacks (dish)" in refused(larger_test)
+
+
+def test_a_class_without_objects_that_a_model_lacks(tmp_path):
+    picture(tmp_path / "test/a.png")
+    file = coco(tmp_path / "test/a.json", {"a.png": 5})
+    classes_in(file, "cup", "dish")
+    assert open_data(tmp_path).classes == ("cup", "dish")
+    dataset = open_data(tmp_path, classes=("cup", "fork"))
+    assert dataset.classes == ("cup", "fork")
+    assert "the model lacks and no object has are left out: dish." in " ".join(dataset.said)
+    classes_in(file, "dish", "cup")
+    assert "not among the model's (cup, fork): dish" in refused(tmp_path, classes=("cup", "fork"))
+
+
+def test_a_class_that_only_train_declares_stays(larger_test):
+    classes_in(larger_test / "train.json", "cup", "dish", "fork")
+    assert open_data(larger_test).classes == ("cup", "dish", "fork")

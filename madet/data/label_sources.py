@@ -33,7 +33,9 @@ class Source:
     lost: bool = False  # none of its pictures is here
     aside: bool = False  # lost, or in a folder of copies or results: read last
     seen: int = 0  # how many pictures it describes, where others describe them too
-    parted: bool = False  # whether its files or pictures lie in a part for training and in another one
+    parted: bool = (
+        False  # whether its files or pictures lie in a part for training and in another one
+    )
 
     @property
     def pieces(self) -> list["Source"]:
