@@ -670,6 +670,46 @@ def test_lists_beside_the_pictures(tmp_path):
     assert splits(tmp_path) == {"train": 2, "val": 1}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "./JPEGImages/{0}.png ./Annotations/{0}.xml",
+        "JPEGImages/{0}.png\tAnnotations/{0}.xml",
+        "/data/me/JPEGImages/{0}.png,/data/me/Annotations/{0}.xml",
+        "Annotations/{0}.xml JPEGImages/{0}.png",
+        "{0}.png {0}.xml",
+        "{0}.png 1",
+        "{0}.png 5,5,20,20,0 6,6,20,20,1",
+        "JPEGImages/{0}.png",
+    ],
+)
+@pytest.mark.parametrize("stem", ["x", "x y", "x.png copy"])
+@pytest.mark.parametrize("place", ["", "ImageSets/Main/"])
+def test_lists_with_a_label_file_beside_each_picture(tmp_path, line, stem, place):
+    if stem == "x.png copy" and line != "JPEGImages/{0}.png":
+        stem = "x"
+    voc(tmp_path, {f"{stem}{i}": 5 + i for i in range(4)})
+    for split, chosen in (("train", (0, 1, 2)), ("val", (3,))):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        text = "".join(line.format(f"{stem}{i}") + "\n" for i in chosen)
+        (tmp_path / f"{place}{split}.txt").write_text(text)
+    assert splits(tmp_path) == {"train": 3, "val": 1} and not defects(tmp_path)
+
+
+def test_lists_that_fit_no_label(tmp_path):
+    voc(tmp_path, {"a": 5, "b": 6})
+    lists = tmp_path / "ImageSets"
+    lists.mkdir()
+    (lists / "train.txt").write_text("one\ntwo\n")
+    assert "train.txt:1: no labels are of one, nor of any other name" in refused(tmp_path)
+    (lists / "test.txt").write_text("a\n")
+    assert splits(tmp_path) == {"test": 1} and "train.txt:1: no labels are of one" in defects(
+        tmp_path
+    )
+    (lists / "trainval.txt").write_text("b\n")
+    assert not defects(tmp_path)
+
+
 def test_a_line_that_two_pictures_could_be(tmp_path):
     for camera in ("cam1", "cam2"):
         voc(tmp_path, {"1": 5, "2": 6}, f"Annotations/{camera}", f"JPEGImages/{camera}")

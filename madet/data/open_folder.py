@@ -412,9 +412,7 @@ def _foreign_classes(opened: OpenedFolder, classes: tuple[str, ...]) -> list[str
     others = [name for name in opened.classes if name not in _as_labels_have_them(classes)]
     if not others:
         return []
-    return [
-        f"Classes that the model lacks and no object has are left out: {', '.join(others)}."
-    ]
+    return [f"Classes that the model lacks and no object has are left out: {', '.join(others)}."]
 
 # %% ../../nbs/data/16_open_folder.ipynb #e613be34
 def _make_records(

@@ -110,7 +110,24 @@ def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex)
     left_out = sum(id(entry) not in used for entry in entries)
     if left_out:
         parts.said.append(f"{left_out} labelled images are on no list in {lists} and are left out.")
+        _doubt_lists(layout, parts)
     return parts
+
+
+def _doubt_lists(layout: Layout, parts: Splits) -> None:
+    """A list for training that fits no label is a defect where there are labels; raises `BadInput` where none fits."""
+    rows = [row for split in ("train", "trainval") for row in layout.lists.get(split, [])]
+    rows = rows or next(iter(layout.lists.values()))
+    if not rows or {"train", "trainval"} & set(parts.entries):
+        return
+    name, where = rows[0]
+    cure = "write names of pictures, one a line, or take the list away"
+    if not parts.entries:
+        raise BadInput(f"{where}: no labels are of {name}, nor of any other name on a list; {cure}.")
+    if {"train", "trainval"} & set(layout.lists):
+        parts.defects.append(
+            Defect(where, f"no labels are of {name}, nor of another name on the list; {cure}")
+        )
 
 
 def _by_base(names: list[tuple[str, str]]) -> dict[Path | None, list[tuple[str, str]]]:
