@@ -11,6 +11,7 @@ from PIL import Image
 
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
+from madet.cli import main
 from madet.data.discover import discover
 from madet.data.open_folder import OpenedFolder, open_data, splits
 from madet.data.report import survey
@@ -971,3 +972,71 @@ def test_a_class_without_objects_that_a_model_lacks(tmp_path):
 def test_a_class_that_only_train_declares_stays(larger_test):
     classes_in(larger_test / "train.json", "cup", "dish", "fork")
     assert open_data(larger_test).classes == ("cup", "dish", "fork")
+
+
+# -- labels that are not read
+
+
+UNREAD = {
+    "labels/a.txt": "cat 1 2 30 40",
+    "labels/a.txt ": "0 .5 .5 .2 .1 45",
+    "train/metadata.jsonl": '{"file_name": "a.png", "objects": {"bbox": [[1, 2, 3, 4]]}}',
+    "automl.csv": "TRAIN,gs://b/a.png,cat,0.1,0.1,,,0.4,0.4,,",
+    "via.csv": "filename,file_size,region_shape_attributes\na.png,9,"
+    '"{""name"":""rect"",""x"":1,""y"":2,""width"":3,""height"":4}"',
+    "frames.csv": "frame,xmin,xmax,ymin,ymax,class_id\na.png,1,20,2,30,1",
+    "wider.txt": "images/a.png\n1\n5 5 20 20 0 0 0\n",
+    "yolo3.txt": "images/a.png 5,5,20,20,0",
+    "boxes.tsv": "a.png\t5\t5\t20\t20\tcat",
+    "data/train-00000-of-00001.parquet": "PAR1",
+    "train.tfrecord-00000-of-00002": "x",
+    "cups.record.tfrecord": "x",
+    "instances.json.gz": "x",
+    "annotations.zip": "x",
+    "digitStruct.mat": "x",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_labels_that_are_not_read_are_named(tmp_path, name):
+    for stem in "ab":
+        picture(tmp_path / f"images/{stem}.png", gray=ord(stem))
+    file = tmp_path / name.strip()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(UNREAD[name])
+    report = survey(tmp_path, verify=0)
+    sentence = f"{name.strip()} looks like labels in a format that madet does not read; convert"
+    assert [sentence in str(defect) for defect in report.defects] == [True]
+    assert "without labels" not in report.said[0]
+    assert sentence in refused(tmp_path, split="train")
+    assert main(["data", "check", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("notes.txt", "Taken in May 2024, at 5 5 20 20"),
+        ("train.txt", "a\nb\n"),
+        ("weather.csv", "day,degrees\n2024-05-01,12.5"),
+        ("labels/a.txt", ""),
+        ("classes.txt", "cup\n"),
+        ("README.md", "a.png 1 2 3 4"),
+        ("images.zip", "x"),
+    ],
+)
+def test_files_that_are_no_labels(tmp_path, name, text):
+    picture(tmp_path / "images/a.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    assert discover(tmp_path).unread == []
+
+
+def test_labels_that_are_not_read_where_there_are_no_pictures(tmp_path):
+    (tmp_path / "train.parquet").write_text("PAR1")
+    assert "holds no pictures; train.parquet looks like labels" in refused(tmp_path)
+
+
+def test_where_labels_are_read_others_cost_nothing(tmp_path):
+    voc(tmp_path, {"a": 5})
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    assert discover(tmp_path).unread == [] and not defects(tmp_path)

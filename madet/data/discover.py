@@ -22,6 +22,7 @@ from .formats.table import FORMATS, format_of, titles
 from .label_file import head_and_tail
 from .label_sets import Clash, put_together, refuse_clash
 from .label_sources import Source, find_sources, label_suffixes, list_sources
+from .label_sources import unread_labels, unread_sentence
 from .own_output import data_files
 from .picture_index import PictureIndex
 from .pixels import IMAGE_SUFFIXES
@@ -40,6 +41,7 @@ class Layout:
     # split: (name, file:line)
     lists: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)  # label formats that are seen and not read
+    unread: list[Path] = field(default_factory=list)  # look like labels, where none are read
     alone: bool = False  # one JSON was given, not a folder
     passed: list[str] = field(default_factory=list)  # sentences on files that are no data
     context: Context = field(default_factory=Context)
@@ -87,6 +89,12 @@ def discover(path: Path | str) -> Layout:
     layout.passed = passed + unread_json(_label_files(files), used, root)
     layout.lists, said = _find_lists(layout, files, images_inside)
     layout.said += said
+    if not layout.sources:
+        listed = {Path(where.rpartition(":")[0]) for rows in layout.lists.values() for _, where in rows}
+        others = [file for file in files if file not in listed]
+        layout.unread = unread_labels(others, layout.images)
+    if layout.unread and not layout.images:
+        raise BadInput(f"{root} holds no pictures; {unread_sentence(layout.unread, root)}.")
     if not layout.images and not layout.sources:
         raise BadInput(
             f"{root} holds neither pictures ({' '.join(IMAGE_SUFFIXES[:5])} ...) nor labels "
@@ -247,6 +255,8 @@ def _no_labels(layout: Layout) -> str:
     if layout.foreign:
         seen = " and ".join(layout.foreign)
         cure = f"it has labels in {seen} format, which madet does not read, convert them"
+    elif layout.unread:
+        cure = unread_sentence(layout.unread, layout.root)
     return f"{layout.root} holds {len(layout.images)} pictures but no labels ({titles()}); {cure}."
 
 # %% ../../nbs/data/09_discover.ipynb #09a00002

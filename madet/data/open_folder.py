@@ -20,7 +20,7 @@ from .class_lists import in_published_order
 from .discover import Layout, choose_source, discover
 from .formats.table import FORMATS
 from .label_file import LabelFile, composed
-from .label_sources import Source, list_sources
+from .label_sources import Source, list_sources, unread_sentence
 from .picture_index import PictureIndex, Wanted
 from .picture_search import join, sentences
 from .records import DatasetBuilder, lost
@@ -200,6 +200,9 @@ class OpenedFolder:
     def file_defects(self) -> list[Defect]:
         """Defects of whole label files and of split lists."""
         defects = [defect for file in self.files for defect in file.defects]
+        if self.layout.unread and not self.source.files:
+            said = unread_sentence(self.layout.unread, self.root)
+            defects.append(Defect(str(self.layout.unread[0]), said))
         return defects + self.parts.defects + _unlisted_defects(self.parts, self.unlisted)
 
     def dataset(
@@ -252,6 +255,8 @@ def _opening_sentences(opened: OpenedFolder) -> list[str]:
 
 
 def _source_sentence(opened: OpenedFolder) -> str:
+    if not opened.source.files and opened.layout.unread:
+        return f"{opened.root} holds pictures and no labels that madet reads."
     if not opened.source.files:
         return f"{opened.root} holds pictures without labels."
     return f"{opened.root} holds {opened.source.formats} labels ({opened.source.name})."
@@ -377,6 +382,8 @@ def _no_such_split(opened: OpenedFolder, split: str | None) -> str:
     cure = "add them or ask for another split"
     if opened.layout.foreign:
         cure = "convert its labels, madet does not read that format"
+    elif opened.layout.unread:
+        cure = unread_sentence(opened.layout.unread, opened.root)
     unread = "".join(f", {kind} labels" for kind in opened.layout.foreign)
     return f"{opened.root} has no {split or 'labelled'} images (found: {there}{unread}); {cure}."
 

@@ -123,7 +123,9 @@ def _doubt_lists(layout: Layout, parts: Splits) -> None:
     name, where = rows[0]
     cure = "write names of pictures, one a line, or take the list away"
     if not parts.entries:
-        raise BadInput(f"{where}: no labels are of {name}, nor of any other name on a list; {cure}.")
+        raise BadInput(
+            f"{where}: no labels are of {name}, nor of any other name on a list; {cure}."
+        )
     if {"train", "trainval"} & set(layout.lists):
         parts.defects.append(
             Defect(where, f"no labels are of {name}, nor of another name on the list; {cure}")
