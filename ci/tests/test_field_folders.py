@@ -974,6 +974,81 @@ def test_a_class_that_only_train_declares_stays(larger_test):
     assert open_data(larger_test).classes == ("cup", "dish", "fork")
 
 
+# -- two annotators
+
+
+@pytest.mark.parametrize("first, second", [("abcd", "cdef"), ("abcd", "bcde"), ("abcd", "bcd")])
+def test_two_annotators_share_many_pictures(tmp_path, first, second):
+    for i, stem in enumerate("abcdef"):
+        picture(tmp_path / f"images/{stem}.png", gray=20 + 30 * i)
+    for name, stems in (("anna", first), ("ben", second)):
+        for i, stem in enumerate(stems):
+            xml(tmp_path / name / f"{stem}.xml", 5 + i)
+    told = said(tmp_path)
+    alone = sorted(set(second) - set(first))
+    sentence = f"{len(alone)} pictures have labels only in ben, which is not read, and are left out"
+    assert splits(tmp_path) == {"train": 4} and (sentence in told) == bool(alone)
+    bare = 6 - len({*first, *second})
+    assert (f"{bare} pictures have no label file" in told) == bool(bare)
+    assert "ben" not in " ".join(open_data(tmp_path, labels="ben").said).split("only in")[-1]
+
+
+def test_two_annotators_in_coco(tmp_path):
+    for i, stem in enumerate("abcdef"):
+        picture(tmp_path / f"images/{stem}.png", gray=20 + 30 * i)
+    coco(tmp_path / "anna.json", {f"{stem}.png": 5 for stem in "abcd"})
+    coco(tmp_path / "ben.json", {f"{stem}.png": 5 for stem in "cdef"})
+    assert "2 pictures have labels only in ben, which is not read" in said(tmp_path)
+    assert "first is e.png" in said(tmp_path)
+
+
+# -- names of label sets
+
+
+def yolo(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("0 .5 .5 .2 .2\n")
+
+
+def usable(path):
+    """The names of all sets and parts that sentences offer; each must choose its own."""
+    layout = discover(path)
+    offered = [*layout.sources, *(part for source in layout.sources for part in source.parts)]
+    for source in offered:
+        assert OpenedFolder(path, source.name).source.files == source.files, source.name
+        assert source.name in said(path) or len(offered) == 1
+    return [source.name for source in offered]
+
+
+def test_a_name_that_is_offered_chooses_one(tmp_path):
+    voc(tmp_path / "test", {"a": 5}, "labels", "images", gray=20)
+    picture(tmp_path / "train/images/b.png", gray=90)
+    yolo(tmp_path / "train/labels/b.txt")
+    (tmp_path / "classes.txt").write_text("cup\n")
+    assert sorted(usable(tmp_path)) == ["labels-voc", "labels-yolo", "voc"]
+
+
+def test_rivals_of_one_name(tmp_path):
+    voc(tmp_path, {"a": 5, "b": 6}, "labels", "images")
+    for stem in "ab":
+        yolo(tmp_path / f"labels/{stem}.txt")
+    assert sorted(usable(tmp_path)) == ["labels-voc", "labels-yolo"]
+
+
+def test_a_part_that_is_called_as_the_whole(tmp_path):
+    voc(tmp_path, {"a": 5}, "Annotations", "JPEGImages", gray=20)
+    voc(tmp_path, {"b": 6}, "Annotations/cam1", "JPEGImages/cam1", gray=90)
+    assert len(found(tmp_path)) == 2 and len(set(usable(tmp_path))) == len(usable(tmp_path))
+
+
+def test_json_files_of_one_name(tmp_path):
+    for folder in ("first", "second"):
+        for stem in "ab":
+            picture(tmp_path / f"images/{stem}.png", gray=ord(stem))
+        coco(tmp_path / folder / "labels.json", {"a.png": 5, "b.png": 6})
+    assert len(set(usable(tmp_path))) == len(usable(tmp_path))
+
+
 # -- labels that are not read
 
 

@@ -90,7 +90,9 @@ def discover(path: Path | str) -> Layout:
     layout.lists, said = _find_lists(layout, files, images_inside)
     layout.said += said
     if not layout.sources:
-        listed = {Path(where.rpartition(":")[0]) for rows in layout.lists.values() for _, where in rows}
+        listed = {
+            Path(where.rpartition(":")[0]) for rows in layout.lists.values() for _, where in rows
+        }
         others = [file for file in files if file not in listed]
         layout.unread = unread_labels(others, layout.images)
     if layout.unread and not layout.images:
@@ -239,7 +241,7 @@ def _with_parts(layout: Layout, source: Source, rank: Callable[[Source], tuple])
         if other.parted
         and (other.aside, other.rotated, other.rough)
         == (source.aside, source.rotated, source.rough)
-        and 2 * other.seen >= source.seen
+        and 2 * len(other.described) >= len(source.described)
     ]
     if source.parted or layout.lists or not rivals:
         return source

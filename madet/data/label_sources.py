@@ -34,7 +34,7 @@ class Source:
     parts: list["Source"] = field(default_factory=list)
     lost: bool = False  # none of its pictures is here
     aside: bool = False  # lost, or in a folder of copies or results: read last
-    seen: int = 0  # how many pictures it describes, where others describe them too
+    described: frozenset[Path] = frozenset()  # its pictures, where there are several sets
     parted: bool = (
         False  # whether its files or pictures lie in a part for training and in another one
     )

@@ -300,12 +300,29 @@ def _single_split(layout: Layout, entries: list[ImageEntry]) -> Splits:
     return Splits({split: entries}, said=[said])
 
 
+def _sets_of(picture: Path, layout: Layout) -> list[str]:
+    """The label sets that describe a picture, where there are several."""
+    return [source.name for source in layout.sources if picture in source.described]
+
+
 def _note_images_without_labels(layout: Layout, entries: list[ImageEntry], parts: Splits) -> None:
-    """Counts pictures without any label file, which are neither train nor test."""
-    if layout.alone or not entries or entries[0].names is not None:
+    """Counts pictures without any label file, which are neither train nor test, and those labelled elsewhere."""
+    if layout.alone or not entries:
         return
     used = {entry.image for entry in entries}
     used |= {entry.image for entry in parts.entries.get("unlabelled", [])}
+    elsewhere = [path for path in layout.images if path not in used and _sets_of(path, layout)]
+    if elsewhere:
+        names = " or ".join(
+            dict.fromkeys(name for path in elsewhere for name in _sets_of(path, layout))
+        )
+        parts.said.append(
+            f"{len(elsewhere)} pictures have labels only in {names}, which is not read, and are left out "
+            f"(the first is {elsewhere[0].name})."
+        )
+    used |= set(elsewhere)
+    if entries[0].names is not None:
+        return
     bare = [path for path in layout.images if path not in used]
     if bare:
         parts.said.append(
