@@ -21,8 +21,14 @@ from .formats.coco_other import unread_json
 from .formats.table import FORMATS, format_of, titles
 from .label_file import head_and_tail
 from .label_sets import Clash, put_together, refuse_clash
-from .label_sources import Source, find_sources, label_suffixes, list_sources
-from .label_sources import unread_labels, unread_sentence
+from madet.data.label_sources import (
+    Source,
+    find_sources,
+    label_suffixes,
+    list_sources,
+    unread_labels,
+    unread_sentence,
+)
 from .own_output import data_files
 from .picture_index import PictureIndex
 from .pixels import IMAGE_SUFFIXES

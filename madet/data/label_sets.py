@@ -275,7 +275,7 @@ def _common_folder(files: list[Path], root: Path, told: Told) -> str:
             return folder.name
     return ""
 
-
+# %% ../../nbs/data/25_label_sets.ipynb #25b00021
 def _name_apart(sources: list[Source], root: Path) -> None:
     """Gives longer names where two sources, or a source and a part of one, are called the same: a name chooses one."""
     for source in sources:

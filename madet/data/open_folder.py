@@ -138,7 +138,7 @@ def _names_by_split(parts: Splits) -> dict[str, list[str]]:
         used.setdefault(canonical(split), []).extend(dict.fromkeys(names))
     return used
 
-
+# %% ../../nbs/data/16_open_folder.ipynb #16b00021
 def empty_classes(parts: Splits) -> list[str]:
     """Names that only val or test declares and no object has: the list of a larger data set was copied."""
     used = _names_by_split(parts)
@@ -148,7 +148,7 @@ def empty_classes(parts: Splits) -> list[str]:
     empty = [name for name in dict.fromkeys(others) if name not in train | with_objects]
     return empty if train else []
 
-
+# %% ../../nbs/data/16_open_folder.ipynb #16b00022
 def _names_differ(used: dict[str, list[str]], ignored: tuple[str, ...]) -> str:
     train = set(used.get("train", []) + used.get("trainval", []))
     for split in ("val", "test"):
@@ -200,9 +200,8 @@ class OpenedFolder:
     def file_defects(self) -> list[Defect]:
         """Defects of whole label files and of split lists."""
         defects = [defect for file in self.files for defect in file.defects]
-        if self.layout.unread and not self.source.files:
-            said = unread_sentence(self.layout.unread, self.root)
-            defects.append(Defect(str(self.layout.unread[0]), said))
+        if (unread := self.layout.unread) and not self.source.files:
+            defects.append(Defect(str(unread[0]), unread_sentence(unread, self.root)))
         return defects + self.parts.defects + _unlisted_defects(self.parts, self.unlisted)
 
     def dataset(

@@ -102,7 +102,7 @@ def _rest_and_split(name: str, weak: bool) -> tuple[tuple[str, ...], str] | None
 def _are_parts(found: dict[Path, str]) -> bool:
     return len(set(map(canonical, found.values()))) > 1
 
-
+# %% ../../nbs/data/26_split_context.ipynb #26b00021
 def _beside_pairs(
     siblings: list[Path],
     shown: dict[Path, str],

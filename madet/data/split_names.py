@@ -147,7 +147,7 @@ def split_of_json(path: Path, root: Path, told: Told = NOTHING_TOLD) -> str | No
     """The split in the own name of a file of many images (`instances_train2017`), else that of its folder."""
     return told.get(path) or _split_in_stem(path.stem) or split_of(path, root, told)
 
-
+# %% ../../nbs/data/04_split_names.ipynb #04b00001
 def group_of_json(path: Path, root: Path, told: Told = NOTHING_TOLD) -> str:
     """What a file of many images is called once its split and its year are taken away.
 

@@ -113,7 +113,7 @@ def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex)
         _doubt_lists(layout, parts)
     return parts
 
-
+# %% ../../nbs/data/13_splits.ipynb #13b00021
 def _doubt_lists(layout: Layout, parts: Splits) -> None:
     """A list for training that fits no label is a defect where there are labels; raises `BadInput` where none fits."""
     rows = [row for split in ("train", "trainval") for row in layout.lists.get(split, [])]
