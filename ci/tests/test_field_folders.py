@@ -11,6 +11,7 @@ from PIL import Image
 
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
+from madet.cli import main
 from madet.data.discover import discover
 from madet.data.open_folder import OpenedFolder, open_data, splits
 from madet.data.report import survey
@@ -269,6 +270,47 @@ def test_a_subset_is_a_rival(tmp_path):
     assert len(OpenedFolder(tmp_path).layout.sources) == 2
 
 
+@pytest.mark.parametrize("whole", ["all", "annotations", "data", "instances", "total"])
+@pytest.mark.parametrize("parts", [("train", "val"), ("my_train", "my_test")])
+def test_of_rivals_the_one_with_parts_is_taken(tmp_path, whole, parts):
+    for stem in "abcd":
+        picture(tmp_path / f"images/{stem}.png")
+    coco(tmp_path / f"{whole}.json", {f"{stem}.png": 5 for stem in "abcd"})
+    coco(tmp_path / f"{parts[0]}.json", {f"{stem}.png": 5 for stem in "abc"})
+    coco(tmp_path / f"{parts[1]}.json", {"d.png": 5})
+    assert splits(tmp_path) == {"train": 3, parts[1].removeprefix("my_"): 1}
+    assert f"{whole} has no parts" in said(tmp_path) or whole > "coco"
+    assert splits(tmp_path, whole) == {"train": 4}
+
+
+@pytest.mark.parametrize("images", ["{}", "images"])
+def test_of_rivals_a_folder_each_the_one_with_parts_is_taken(tmp_path, images):
+    for folder in ("all", "train", "val"):
+        boxes = {"a": 5, "b": 6} if folder == "all" else {"a": 5} if folder == "train" else {"b": 6}
+        voc(tmp_path, boxes, f"labels/{folder}", images.format(folder))
+    assert splits(tmp_path) == {"train": 1, "val": 1}
+    assert "all has no parts" in said(tmp_path) or images == "{}"
+
+
+def test_a_small_rival_with_parts_is_not_taken(tmp_path):
+    for stem in "abcdef":
+        picture(tmp_path / f"images/{stem}.png")
+    coco(tmp_path / "all.json", {f"{stem}.png": 5 for stem in "abcdef"})
+    coco(tmp_path / "mini_train.json", {"a.png": 5})
+    coco(tmp_path / "mini_val.json", {"b.png": 5})
+    assert splits(tmp_path) == {"train": 6}
+
+
+def test_lists_make_the_parts_of_what_is_read(tmp_path):
+    for stem in "ab":
+        picture(tmp_path / f"images/{stem}.png")
+        (tmp_path / f"{'train' if stem == 'a' else 'val'}.txt").write_text(f"{stem}\n")
+    coco(tmp_path / "all.json", {"a.png": 5, "b.png": 5})
+    coco(tmp_path / "train.json", {"a.png": 5})
+    coco(tmp_path / "val.json", {"b.png": 5})
+    assert "all is read" in said(tmp_path) and splits(tmp_path) == {"train": 1, "val": 1}
+
+
 def test_two_formats_of_different_pictures(tmp_path):
     voc(tmp_path, {"a": 5, "b": 6}, "day", "day")
     coco(tmp_path / "night/labels.json", {"c.png": 15, "d.png": 16})
@@ -411,6 +453,72 @@ def test_words_for_parts_in_file_names(tmp_path, train, other, split):
         splits(tmp_path) == {"train": 1, split: 1}
         and len(OpenedFolder(tmp_path).layout.sources) == 1
     )
+
+
+@pytest.mark.parametrize(
+    "train, others, counted",
+    [
+        ("roads_train fields_train", "roads_test", {"train": 3, "test": 1}),
+        ("day_train night_train", "day_test", {"train": 3, "test": 1}),
+        ("train_day train_night", "test_day", {"train": 3, "test": 1}),
+        ("train extra_train", "test night_test", {"train": 3, "test": 3}),
+        ("munich_train", "berlin_test", {"train": 1, "test": 1}),
+        ("roads_train", "roads_dev", {"train": 1, "val": 1}),
+        ("crowdtrain", "crowdtest", {"train": 1, "test": 1}),
+        ("mytrain2017", "myval2017", {"train": 1, "val": 1}),
+        ("mytrainset", "mytestset", {"train": 1, "test": 1}),
+    ],
+)
+@pytest.mark.parametrize("place", ["{}", "{}/labels", "labels/{}"])
+def test_words_for_parts_with_another_word(tmp_path, train, others, counted, place):
+    """The second folder has two pictures; with `labels/{}` all are called alike in `images/{}`."""
+    folders = dict.fromkeys(train.split(), 1) | dict.fromkeys(others.split(), 1)
+    for folder in folders:
+        boxes = {f"{folder}{i}": 5 + i for i in range(2 if folder in train.split()[1:] else 1)}
+        if folder == "night_test":
+            boxes = {"n1": 5, "n2": 6}
+        labels = place.format(folder)
+        images = labels.replace("labels", "images")
+        voc(tmp_path, boxes, labels, images, gray=sum(map(ord, folder)))
+    assert splits(tmp_path) == counted
+    assert "left out" not in said(tmp_path)
+
+
+def test_a_copy_of_a_part_is_no_part(tmp_path):
+    for folder in ("roads_train", "roads_test"):
+        voc(tmp_path, {"a": 5, "b": 6}, folder, folder, gray=sum(map(ord, folder)))
+    for copy in ("roads_train_small", "roads_train_old", "fields_train_backup", "all_train"):
+        voc(tmp_path, {"a": 5, "b": 6}, copy, copy, gray=sum(map(ord, "roads_train")))
+    assert splits(tmp_path) == {"train": 2, "test": 2}
+
+
+def test_words_that_mean_no_part_beside_others(tmp_path):
+    for name in ("munich_train", "berlin_test", "paris"):
+        voc(tmp_path, {f"{name}1": 5}, name, name)
+    assert splits(tmp_path) == {"train": 3} and "No split was found" in said(tmp_path)
+
+
+def test_classes_with_such_words(tmp_path):
+    for i, name in enumerate(("train_station", "test_bench")):
+        xml(tmp_path / name / f"{i}.xml", 5, name)
+        picture(tmp_path / name / f"{i}.png")
+    assert splits(tmp_path) == {"train": 2} and "No split was found" in said(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "annotations/"])
+def test_glued_words_in_file_names(tmp_path, place):
+    for stem in "abc":
+        picture(tmp_path / f"images/{stem}.png")
+    coco(tmp_path / f"{place}crowdtrain.json", {"a.png": 5, "b.png": 6})
+    coco(tmp_path / f"{place}crowdtest.json", {"c.png": 15})
+    assert splits(tmp_path) == {"train": 2, "test": 1}
+    assert "crowdtest.json as test, crowdtrain.json as train" in said(tmp_path)
+
+
+def test_a_glued_word_alone_means_nothing(tmp_path):
+    for name in ("contest", "latest", "mytrain"):
+        voc(tmp_path, {f"{name}1": 5}, name, name)
+    assert splits(tmp_path) == {"train": 3} and "No split was found" in said(tmp_path)
 
 
 def test_words_that_only_look_alike(tmp_path):
@@ -561,6 +669,46 @@ def test_lists_beside_the_pictures(tmp_path):
     (tmp_path / "train.txt").write_text("images/a.png\n./images/b.png\n")
     (tmp_path / "val.txt").write_text("/home/somebody/data/images/c.png\n")
     assert splits(tmp_path) == {"train": 2, "val": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "./JPEGImages/{0}.png ./Annotations/{0}.xml",
+        "JPEGImages/{0}.png\tAnnotations/{0}.xml",
+        "/data/me/JPEGImages/{0}.png,/data/me/Annotations/{0}.xml",
+        "Annotations/{0}.xml JPEGImages/{0}.png",
+        "{0}.png {0}.xml",
+        "{0}.png 1",
+        "{0}.png 5,5,20,20,0 6,6,20,20,1",
+        "JPEGImages/{0}.png",
+    ],
+)
+@pytest.mark.parametrize("stem", ["x", "x y", "x.png copy"])
+@pytest.mark.parametrize("place", ["", "ImageSets/Main/"])
+def test_lists_with_a_label_file_beside_each_picture(tmp_path, line, stem, place):
+    if stem == "x.png copy" and line != "JPEGImages/{0}.png":
+        stem = "x"
+    voc(tmp_path, {f"{stem}{i}": 5 + i for i in range(4)})
+    for split, chosen in (("train", (0, 1, 2)), ("val", (3,))):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        text = "".join(line.format(f"{stem}{i}") + "\n" for i in chosen)
+        (tmp_path / f"{place}{split}.txt").write_text(text)
+    assert splits(tmp_path) == {"train": 3, "val": 1} and not defects(tmp_path)
+
+
+def test_lists_that_fit_no_label(tmp_path):
+    voc(tmp_path, {"a": 5, "b": 6})
+    lists = tmp_path / "ImageSets"
+    lists.mkdir()
+    (lists / "train.txt").write_text("one\ntwo\n")
+    assert "train.txt:1: no labels are of one, nor of any other name" in refused(tmp_path)
+    (lists / "test.txt").write_text("a\n")
+    assert splits(tmp_path) == {"test": 1} and "train.txt:1: no labels are of one" in defects(
+        tmp_path
+    )
+    (lists / "trainval.txt").write_text("b\n")
+    assert not defects(tmp_path)
 
 
 def test_a_line_that_two_pictures_could_be(tmp_path):
@@ -740,3 +888,230 @@ def test_a_yaml_names_its_folder(tmp_path):
     voc(tmp_path, {"a": 5}, "labels/train", "images/train")
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cup]\n")
     assert splits(tmp_path / "data.yaml") == {"train": 1}
+
+
+# -- names of classes
+
+
+CUP_NFC = unicodedata.normalize("NFC", "tass\u00e9")
+CUP_NFD = unicodedata.normalize("NFD", CUP_NFC)
+
+
+def classes_in(path, *names):
+    """COCO's list of categories in a file of `coco`, objects of the first."""
+    data = json.loads(path.read_text())
+    data["categories"] = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("first, second", [(CUP_NFC, CUP_NFD), (CUP_NFD, CUP_NFC)])
+def test_class_names_that_look_alike_in_parts(tmp_path, first, second):
+    for split, name in (("train", first), ("test", second)):
+        picture(tmp_path / split / f"{split}.png", gray=len(split) * 20)
+        classes_in(coco(tmp_path / split / "a.json", {f"{split}.png": 5}), name)
+    assert open_data(tmp_path, "test").classes == (CUP_NFC,)
+    assert f"taken as composed (NFC): {CUP_NFC}." in said(tmp_path) and not defects(tmp_path)
+    assert len(open_data(tmp_path, ignore_classes=(CUP_NFD,), classes=("cup",)).records) == 2
+
+
+def test_class_names_that_look_alike_in_one_part(tmp_path):
+    voc(tmp_path, {"a": 5, "b": 6})
+    xml(tmp_path / "Annotations/a.xml", 5, CUP_NFC)
+    xml(tmp_path / "Annotations/b.xml", 6, CUP_NFD)
+    assert open_data(tmp_path).classes == (CUP_NFC,)
+    assert open_data(tmp_path, classes=("cup", CUP_NFD)).classes == ("cup", CUP_NFD)  # a model's
+    labels = [
+        record.objects.labels.tolist()
+        for record in open_data(tmp_path, classes=("cup", CUP_NFD)).records
+    ]
+    assert labels == [[1], [1]]
+
+
+def test_one_file_that_declares_both_spellings(tmp_path):
+    picture(tmp_path / "a.png")
+    classes_in(coco(tmp_path / "a.json", {"a.png": 5}), CUP_NFD, "dish", CUP_NFC)
+    dataset = open_data(tmp_path)
+    assert dataset.classes == (CUP_NFC, "dish") and dataset.records[0].objects.labels.tolist() == [
+        0
+    ]
+
+
+@pytest.fixture
+def larger_test(tmp_path):
+    for split, names in (("train", ("cup",)), ("test", ("cup", "dish"))):
+        picture(tmp_path / f"{split}.png", gray=len(split) * 20)
+        classes_in(coco(tmp_path / f"{split}.json", {f"{split}.png": 5}), *names)
+    return tmp_path
+
+
+def test_a_class_that_only_test_declares(larger_test):
+    assert open_data(larger_test, "test").classes == ("cup",) and not defects(larger_test)
+    sentence = "only val or test declares and no object has are left out: dish."
+    assert sentence in said(larger_test)
+    assert open_data(larger_test, ignore_classes=("dish",)).classes == ("cup",)
+    assert len(open_data(larger_test, "test", classes=("cup",)).records) == 1
+
+
+def test_a_class_that_only_test_has_objects_of(larger_test):
+    classes_in(larger_test / "test.json", "dish", "cup")
+    assert "test has classes that train lacks (dish)" in refused(larger_test)
+
+
+def test_a_class_without_objects_that_a_model_lacks(tmp_path):
+    picture(tmp_path / "test/a.png")
+    file = coco(tmp_path / "test/a.json", {"a.png": 5})
+    classes_in(file, "cup", "dish")
+    assert open_data(tmp_path).classes == ("cup", "dish")
+    dataset = open_data(tmp_path, classes=("cup", "fork"))
+    assert dataset.classes == ("cup", "fork")
+    assert "the model lacks and no object has are left out: dish." in " ".join(dataset.said)
+    classes_in(file, "dish", "cup")
+    assert "not among the model's (cup, fork): dish" in refused(tmp_path, classes=("cup", "fork"))
+
+
+def test_a_class_that_only_train_declares_stays(larger_test):
+    classes_in(larger_test / "train.json", "cup", "dish", "fork")
+    assert open_data(larger_test).classes == ("cup", "dish", "fork")
+
+
+# -- two annotators
+
+
+@pytest.mark.parametrize("first, second", [("abcd", "cdef"), ("abcd", "bcde"), ("abcd", "bcd")])
+def test_two_annotators_share_many_pictures(tmp_path, first, second):
+    for i, stem in enumerate("abcdef"):
+        picture(tmp_path / f"images/{stem}.png", gray=20 + 30 * i)
+    for name, stems in (("anna", first), ("ben", second)):
+        for i, stem in enumerate(stems):
+            xml(tmp_path / name / f"{stem}.xml", 5 + i)
+    told = said(tmp_path)
+    alone = sorted(set(second) - set(first))
+    sentence = f"{len(alone)} pictures have labels only in ben, which is not read, and are left out"
+    assert splits(tmp_path) == {"train": 4} and (sentence in told) == bool(alone)
+    bare = 6 - len({*first, *second})
+    assert (f"{bare} pictures have no label file" in told) == bool(bare)
+    assert "ben" not in " ".join(open_data(tmp_path, labels="ben").said).split("only in")[-1]
+
+
+def test_two_annotators_in_coco(tmp_path):
+    for i, stem in enumerate("abcdef"):
+        picture(tmp_path / f"images/{stem}.png", gray=20 + 30 * i)
+    coco(tmp_path / "anna.json", {f"{stem}.png": 5 for stem in "abcd"})
+    coco(tmp_path / "ben.json", {f"{stem}.png": 5 for stem in "cdef"})
+    assert "2 pictures have labels only in ben, which is not read" in said(tmp_path)
+    assert "first is e.png" in said(tmp_path)
+
+
+# -- names of label sets
+
+
+def yolo(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("0 .5 .5 .2 .2\n")
+
+
+def usable(path):
+    """The names of all sets and parts that sentences offer; each must choose its own."""
+    layout = discover(path)
+    offered = [*layout.sources, *(part for source in layout.sources for part in source.parts)]
+    for source in offered:
+        assert OpenedFolder(path, source.name).source.files == source.files, source.name
+        assert source.name in said(path) or len(offered) == 1
+    return [source.name for source in offered]
+
+
+def test_a_name_that_is_offered_chooses_one(tmp_path):
+    voc(tmp_path / "test", {"a": 5}, "labels", "images", gray=20)
+    picture(tmp_path / "train/images/b.png", gray=90)
+    yolo(tmp_path / "train/labels/b.txt")
+    (tmp_path / "classes.txt").write_text("cup\n")
+    assert sorted(usable(tmp_path)) == ["labels-voc", "labels-yolo", "voc"]
+
+
+def test_rivals_of_one_name(tmp_path):
+    voc(tmp_path, {"a": 5, "b": 6}, "labels", "images")
+    for stem in "ab":
+        yolo(tmp_path / f"labels/{stem}.txt")
+    assert sorted(usable(tmp_path)) == ["labels-voc", "labels-yolo"]
+
+
+def test_a_part_that_is_called_as_the_whole(tmp_path):
+    voc(tmp_path, {"a": 5}, "Annotations", "JPEGImages", gray=20)
+    voc(tmp_path, {"b": 6}, "Annotations/cam1", "JPEGImages/cam1", gray=90)
+    assert len(found(tmp_path)) == 2 and len(set(usable(tmp_path))) == len(usable(tmp_path))
+
+
+def test_json_files_of_one_name(tmp_path):
+    for folder in ("first", "second"):
+        for stem in "ab":
+            picture(tmp_path / f"images/{stem}.png", gray=ord(stem))
+        coco(tmp_path / folder / "labels.json", {"a.png": 5, "b.png": 6})
+    assert len(set(usable(tmp_path))) == len(usable(tmp_path))
+
+
+# -- labels that are not read
+
+
+UNREAD = {
+    "labels/a.txt": "cat 1 2 30 40",
+    "labels/a.txt ": "0 .5 .5 .2 .1 45",
+    "train/metadata.jsonl": '{"file_name": "a.png", "objects": {"bbox": [[1, 2, 3, 4]]}}',
+    "automl.csv": "TRAIN,gs://b/a.png,cat,0.1,0.1,,,0.4,0.4,,",
+    "via.csv": "filename,file_size,region_shape_attributes\na.png,9,"
+    '"{""name"":""rect"",""x"":1,""y"":2,""width"":3,""height"":4}"',
+    "frames.csv": "frame,xmin,xmax,ymin,ymax,class_id\na.png,1,20,2,30,1",
+    "wider.txt": "images/a.png\n1\n5 5 20 20 0 0 0\n",
+    "yolo3.txt": "images/a.png 5,5,20,20,0",
+    "boxes.tsv": "a.png\t5\t5\t20\t20\tcat",
+    "data/train-00000-of-00001.parquet": "PAR1",
+    "train.tfrecord-00000-of-00002": "x",
+    "cups.record.tfrecord": "x",
+    "instances.json.gz": "x",
+    "annotations.zip": "x",
+    "digitStruct.mat": "x",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_labels_that_are_not_read_are_named(tmp_path, name):
+    for stem in "ab":
+        picture(tmp_path / f"images/{stem}.png", gray=ord(stem))
+    file = tmp_path / name.strip()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(UNREAD[name])
+    report = survey(tmp_path, verify=0)
+    sentence = f"{name.strip()} looks like labels in a format that madet does not read; convert"
+    assert [sentence in str(defect) for defect in report.defects] == [True]
+    assert "without labels" not in report.said[0]
+    assert sentence in refused(tmp_path, split="train")
+    assert main(["data", "check", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("notes.txt", "Taken in May 2024, at 5 5 20 20"),
+        ("train.txt", "a\nb\n"),
+        ("weather.csv", "day,degrees\n2024-05-01,12.5"),
+        ("labels/a.txt", ""),
+        ("classes.txt", "cup\n"),
+        ("README.md", "a.png 1 2 3 4"),
+        ("images.zip", "x"),
+    ],
+)
+def test_files_that_are_no_labels(tmp_path, name, text):
+    picture(tmp_path / "images/a.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    assert discover(tmp_path).unread == []
+
+
+def test_labels_that_are_not_read_where_there_are_no_pictures(tmp_path):
+    (tmp_path / "train.parquet").write_text("PAR1")
+    assert "holds no pictures; train.parquet looks like labels" in refused(tmp_path)
+
+
+def test_where_labels_are_read_others_cost_nothing(tmp_path):
+    voc(tmp_path, {"a": 5})
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    assert discover(tmp_path).unread == [] and not defects(tmp_path)

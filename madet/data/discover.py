@@ -10,6 +10,7 @@ __all__ = ['Layout', 'discover', 'choose_source']
 # %% ../../nbs/data/09_discover.ipynb #71919eeb
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,14 @@ from .formats.coco_other import unread_json
 from .formats.table import FORMATS, format_of, titles
 from .label_file import head_and_tail
 from .label_sets import Clash, put_together, refuse_clash
-from .label_sources import Source, find_sources, label_suffixes, list_sources
+from madet.data.label_sources import (
+    Source,
+    find_sources,
+    label_suffixes,
+    list_sources,
+    unread_labels,
+    unread_sentence,
+)
 from .own_output import data_files
 from .picture_index import PictureIndex
 from .pixels import IMAGE_SUFFIXES
@@ -39,6 +47,7 @@ class Layout:
     # split: (name, file:line)
     lists: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)  # label formats that are seen and not read
+    unread: list[Path] = field(default_factory=list)  # look like labels, where none are read
     alone: bool = False  # one JSON was given, not a folder
     passed: list[str] = field(default_factory=list)  # sentences on files that are no data
     context: Context = field(default_factory=Context)
@@ -86,6 +95,14 @@ def discover(path: Path | str) -> Layout:
     layout.passed = passed + unread_json(_label_files(files), used, root)
     layout.lists, said = _find_lists(layout, files, images_inside)
     layout.said += said
+    if not layout.sources:
+        listed = {
+            Path(where.rpartition(":")[0]) for rows in layout.lists.values() for _, where in rows
+        }
+        others = [file for file in files if file not in listed]
+        layout.unread = unread_labels(others, layout.images)
+    if layout.unread and not layout.images:
+        raise BadInput(f"{root} holds no pictures; {unread_sentence(layout.unread, root)}.")
     if not layout.images and not layout.sources:
         raise BadInput(
             f"{root} holds neither pictures ({' '.join(IMAGE_SUFFIXES[:5])} ...) nor labels "
@@ -216,9 +233,28 @@ def choose_source(
     if labels is not None:
         return _source_by_name(layout, labels)
     rank = _rotated_first if isinstance(geometry, Rotated) else _upright_first
-    source = min(layout.sources, key=rank)
+    source = _with_parts(layout, min(layout.sources, key=rank), rank)
     refuse_clash(layout.root, source, layout.clashes)
     return source
+
+
+def _with_parts(layout: Layout, source: Source, rank: Callable[[Source], tuple]) -> Source:
+    """The rival of a source that has the pictures in parts (train.json beside all.json), where the source has none."""
+    rivals = [
+        other
+        for other in layout.sources
+        if other.parted
+        and (other.aside, other.rotated, other.rough)
+        == (source.aside, source.rotated, source.rough)
+        and 2 * len(other.described) >= len(source.described)
+    ]
+    if source.parted or layout.lists or not rivals:
+        return source
+    chosen = min(rivals, key=rank)
+    said = f"{source.name} has no parts; {chosen.name}, which has its pictures in parts, is taken."
+    if said not in layout.said:
+        layout.said.append(said)
+    return chosen
 
 
 def _no_labels(layout: Layout) -> str:
@@ -226,6 +262,8 @@ def _no_labels(layout: Layout) -> str:
     if layout.foreign:
         seen = " and ".join(layout.foreign)
         cure = f"it has labels in {seen} format, which madet does not read, convert them"
+    elif layout.unread:
+        cure = unread_sentence(layout.unread, layout.root)
     return f"{layout.root} holds {len(layout.images)} pictures but no labels ({titles()}); {cure}."
 
 # %% ../../nbs/data/09_discover.ipynb #09a00002

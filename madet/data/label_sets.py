@@ -140,7 +140,11 @@ def put_together(pieces: list[Source], index: PictureIndex, root: Path) -> Label
         families = _joined(families, pictures, closeness)
     rest = [piece for piece in apart if piece not in here]
     made = LabelSets([_one_source(family, root, pictures) for family in families] + rest)
-    _name_apart(made.sources)
+    for source, family in zip(made.sources, families):
+        splits = _splits_of(family, pictures)
+        source.described = frozenset(pictures.all_of(family))
+        source.parted = len(splits) > 1 and bool(splits & {"train", "trainval"})
+    _name_apart(made.sources, root)
     made.said = [_parts_sentence(source) for source in made.sources if source.parts]
     made.clashes = _clashes(families, made.sources, pictures)
     return made
@@ -247,6 +251,19 @@ def _one_source(family: list[Source], root: Path, pictures: _Pictures) -> Source
     )
 
 
+def _splits_of(family: list[Source], pictures: _Pictures) -> set[str]:
+    """The parts that label files lie in, or else their pictures."""
+    root, told = pictures.root, pictures.index.told
+    found = set()
+    for piece in family:
+        place = split_of if FORMATS[piece.format].file_per_picture else split_of_json
+        described = pictures.of(piece)
+        own = {file: place(file, root, told) for file in set(described.values())}
+        for image, file in described.items():
+            found.add(canonical(own[file] or pictures.index.split_of(image) or ""))
+    return found - {"", "unlabelled"}
+
+
 def _common_folder(files: list[Path], root: Path, told: Told) -> str:
     """The name of the innermost folder below the root that holds all files; nothing where that is the root."""
     for folder in files[0].parents:
@@ -256,13 +273,30 @@ def _common_folder(files: list[Path], root: Path, told: Told) -> str:
             return folder.name
     return ""
 
-
-def _name_apart(sources: list[Source]) -> None:
-    """Gives a source that was put together a longer name where another is called the same."""
+# %% ../../nbs/data/25_label_sets.ipynb #25b00021
+def _name_apart(sources: list[Source], root: Path) -> None:
+    """Gives longer names where two sources, or a source and a part of one, are called the same: a name chooses one."""
     for source in sources:
         others = [other.name.lower() for other in sources if other is not source]
         if source.parts and source.name.lower() in others:
             source.name = "+".join(part.name for part in source.parts[:4])
+    taken = Counter(source.name.lower() for source in sources)
+    parts = [part for source in sources for part in source.parts]
+    taken.update(part.name.lower() for part in parts)
+    used: set[str] = {source.name.lower() for source in sources if taken[source.name.lower()] == 1}
+    for source in [*(one for one in sources if one.parts), *parts, *sources]:
+        if taken[source.name.lower()] > 1 and not source.parts:
+            source.name = _free_name(source, used, root)
+        used.add(source.name.lower())
+
+
+def _free_name(source: Source, used: set[str], root: Path) -> str:
+    """A name that no other source has: with its format, its folder, or a number."""
+    name, folder = source.name, source.files[0].parent
+    below = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else ""
+    names = [f"{name}-{source.format}", f"{below}-{source.format}"]
+    names += [f"{name}-{source.format}-{i}" for i in range(2, 2 + len(used))]
+    return next(one for one in names if one.lower() not in used)
 
 
 def _parts_sentence(source: Source) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .label_file import head_and_tail
 from .picture_names import holds_copies
-from .split_names import canonical, name_words, split_of_folder
+from .split_names import canonical, glued_split, name_words, split_of_folder
 
 # %% ../../nbs/data/26_split_context.ipynb #26a00009
 @dataclass
@@ -31,11 +31,15 @@ def read_context(labels: list[Path], images: list[Path], root: Path) -> Context:
     context = Context()
     files = _files_below([*labels, *images], root)
     for siblings in _siblings(set(files), root).values():
-        _pairs(siblings, context)
+        _pairs(siblings, files, context)
+        _glued(siblings, context)
         _eval_beside_dev(siblings, context)
+    for sheets in _sheets(labels, images).values():
+        _glued(sheets, context)
     with_labels = _files_below(labels, root)
     for siblings in _siblings(set(with_labels), root).values():
         _class_folders(siblings, with_labels, context)
+    context.said = list(dict.fromkeys(context.said))  # images/ and labels/ say the same
     return context
 
 
@@ -62,18 +66,67 @@ def _siblings(folders: set[Path], root: Path) -> dict[Path, list[Path]]:
     return groups
 
 # %% ../../nbs/data/26_split_context.ipynb #26a0000b
-def _pairs(siblings: list[Path], context: Context) -> None:
-    """`roads_train` beside `roads_test`: what is left of the names is the same."""
+# words for a version of a part that lies there anyway: its pictures would be trained on twice
+_VERSIONS = frozenset(
+    "small mini tiny sample samples subset half few short full all complete merged resized".split()
+)
+
+
+def _pairs(siblings: list[Path], files: dict[Path, list[Path]], context: Context) -> None:
+    """`roads_train` beside `roads_test`: what is left of the names is the same; and others beside such a pair."""
     groups = defaultdict(dict)
     for folder in siblings:
-        words = name_words(folder.name)
-        means = [found for word in words if (found := split_of_folder(word, weak=False))]
-        rest = tuple(word for word in words if not split_of_folder(word, weak=False))
-        if len(means) == 1 and not split_of_folder(folder.name):
-            groups[rest][folder] = means[0]
+        if found := _rest_and_split(folder.name, weak=False):
+            groups[found[0]][folder] = found[1]
+    for folder in siblings:
+        found = _rest_and_split(folder.name, weak=True)
+        if found and found[0] in groups:
+            groups[found[0]].setdefault(folder, found[1])
+    pairs, single = {}, {}
     for found in groups.values():
-        if len(set(map(canonical, found.values()))) > 1:
-            context.told |= found
+        (pairs if _are_parts(found) else single).update(found)
+    context.told |= pairs
+    plain = {folder: found for folder in siblings if (found := split_of_folder(folder.name))}
+    _beside_pairs(siblings, pairs | plain, single, files, context)
+
+
+def _rest_and_split(name: str, weak: bool) -> tuple[tuple[str, ...], str] | None:
+    """The other words of a name with one word for a split, and that split; None where it is called nothing else."""
+    words = name_words(name)
+    means = [found for word in words if (found := split_of_folder(word, weak))]
+    rest = tuple(word for word in words if not split_of_folder(word, weak))
+    numbered = weak and any(map(str.isdigit, rest))
+    return None if len(means) != 1 or numbered or split_of_folder(name) else (rest, means[0])
+
+
+def _are_parts(found: dict[Path, str]) -> bool:
+    return len(set(map(canonical, found.values()))) > 1
+
+# %% ../../nbs/data/26_split_context.ipynb #26b00021
+def _beside_pairs(
+    siblings: list[Path],
+    shown: dict[Path, str],
+    single: dict[Path, str],
+    files: dict[Path, list[Path]],
+    context: Context,
+) -> None:
+    """Tells the folders with a word for a split whose neighbours have shown that it means a part."""
+    single = {
+        folder: split
+        for folder, split in single.items()
+        if not any(word in _VERSIONS or holds_copies(word) for word in name_words(folder.name))
+        and not _is_class(folder, files[folder])
+    }
+    every = shown | single
+    alone = len(every) == len(siblings) and {"train", "trainval"} & set(every.values())
+    if not single or not (_are_parts(shown) or (alone and _are_parts(every))):
+        return
+    context.told |= single
+    names = ", ".join(f"{folder.name} ({split})" for folder, split in list(single.items())[:4])
+    more = f" and {len(single) - 4} more" if len(single) > 4 else ""
+    beside = " and ".join(folder.name for folder in list(shown)[:2])
+    why = f", as beside them {beside} are" if _are_parts(shown) else ""
+    context.said.append(f"Taken as parts, by the word in their names{why}: {names}{more}.")
 
 
 def _eval_beside_dev(siblings: list[Path], context: Context) -> None:
@@ -90,6 +143,42 @@ def _eval_beside_dev(siblings: list[Path], context: Context) -> None:
 
 def _says_eval(folder: Path) -> bool:
     return any(word.startswith("eval") for word in name_words(folder.name))
+
+# %% ../../nbs/data/26_split_context.ipynb #26a00014
+def _sheets(labels: list[Path], images: list[Path]) -> dict[Path, list[Path]]:
+    """Label files that are not called after a picture, by the folder they lie in."""
+    stems = {image.stem for image in images}
+    groups = defaultdict(list)
+    for file in labels:
+        if file.suffix.lower() in (".json", ".csv", ".xml") and file.stem not in stems:
+            groups[file.parent].append(file)
+    return groups
+
+
+def _glued(siblings: list[Path], context: Context) -> None:
+    """`crowdtrain` beside `crowdtest`: what is left once the split is cut off the end of a word is the same."""
+    groups = defaultdict(dict)
+    for path in siblings:
+        name = path.stem if path.is_file() else path.name
+        if path not in context.told and (found := _glued_rest(name)):
+            groups[found[0], path.suffix][path] = found[1]
+    for found in groups.values():
+        if _are_parts(found) and {"train", "trainval"} & set(found.values()):
+            context.told |= found
+            names = ", ".join(f"{path.name} as {split}" for path, split in found.items())
+            context.said.append(f"Names that differ in the split alone are parts: {names}.")
+
+
+def _glued_rest(name: str) -> tuple[tuple[str, ...], str] | None:
+    """The words of a name without the split that is glued to one of them, and that split."""
+    words = name_words(name)
+    if any(map(split_of_folder, words)):
+        return None
+    cut = {i: found for i, word in enumerate(words) if (found := glued_split(word))}
+    if len(cut) != 1:
+        return None
+    [(i, (rest, split))] = cut.items()
+    return (*words[:i], rest, *words[i + 1 :]), split
 
 # %% ../../nbs/data/26_split_context.ipynb #26a0000d
 def _class_folders(siblings: list[Path], files: dict[Path, list[Path]], context: Context) -> None:

@@ -15,15 +15,31 @@ from functools import lru_cache
 from pathlib import Path
 
 from .picture_names import stem_of
+from .pixels import IMAGE_SUFFIXES
 from .split_names import SPLITS, split_of_folder
 
 # %% ../../nbs/data/27_split_lists.ipynb #27a00009
 SplitLists = dict[str, list[tuple[str, str]]]  # split: (image name, file:line)
 
 
+_PICTURE = rf".*?\.(?:{'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})"
+_LABEL = r".*?\.(?:xml|txt|json)"
+_PICTURE_FIRST = re.compile(rf"({_PICTURE})[\s,;]+(?:{_LABEL}|[-+.\d].*)", re.I)
+_LABEL_FIRST = re.compile(rf"{_LABEL}[\s,;]+({_PICTURE})", re.I)
+
+
 def _read_list(file: Path) -> list[tuple[str, str]]:
     lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    return [(line.strip(), f"{file}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+    return [(_picture_in(line), f"{file}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def _picture_in(line: str) -> str:
+    """The picture of a line that may have its label file or numbers beside it: `images/0.jpg labels/0.xml`."""
+    line = line.strip()
+    if re.fullmatch(_PICTURE, line, re.I) and not _LABEL_FIRST.fullmatch(line):
+        return line
+    found = _PICTURE_FIRST.fullmatch(line) or _LABEL_FIRST.fullmatch(line)
+    return found[1] if found else line
 
 
 def list_base(where: str) -> Path | None:

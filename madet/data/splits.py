@@ -110,7 +110,26 @@ def _by_lists(layout: Layout, entries: list[ImageEntry], pictures: PictureIndex)
     left_out = sum(id(entry) not in used for entry in entries)
     if left_out:
         parts.said.append(f"{left_out} labelled images are on no list in {lists} and are left out.")
+        _doubt_lists(layout, parts)
     return parts
+
+# %% ../../nbs/data/13_splits.ipynb #13b00021
+def _doubt_lists(layout: Layout, parts: Splits) -> None:
+    """A list for training that fits no label is a defect where there are labels; raises `BadInput` where none fits."""
+    rows = [row for split in ("train", "trainval") for row in layout.lists.get(split, [])]
+    rows = rows or next(iter(layout.lists.values()))
+    if not rows or {"train", "trainval"} & set(parts.entries):
+        return
+    name, where = rows[0]
+    cure = "write names of pictures, one a line, or take the list away"
+    if not parts.entries:
+        raise BadInput(
+            f"{where}: no labels are of {name}, nor of any other name on a list; {cure}."
+        )
+    if {"train", "trainval"} & set(layout.lists):
+        parts.defects.append(
+            Defect(where, f"no labels are of {name}, nor of another name on the list; {cure}")
+        )
 
 
 def _by_base(names: list[tuple[str, str]]) -> dict[Path | None, list[tuple[str, str]]]:
@@ -295,12 +314,29 @@ def _single_split(layout: Layout, entries: list[ImageEntry]) -> Splits:
     return Splits({split: entries}, said=[said])
 
 
+def _sets_of(picture: Path, layout: Layout) -> list[str]:
+    """The label sets that describe a picture, where there are several."""
+    return [source.name for source in layout.sources if picture in source.described]
+
+
 def _note_images_without_labels(layout: Layout, entries: list[ImageEntry], parts: Splits) -> None:
-    """Counts pictures without any label file, which are neither train nor test."""
-    if layout.alone or not entries or entries[0].names is not None:
+    """Counts pictures without any label file, which are neither train nor test, and those labelled elsewhere."""
+    if layout.alone or not entries:
         return
     used = {entry.image for entry in entries}
     used |= {entry.image for entry in parts.entries.get("unlabelled", [])}
+    elsewhere = [path for path in layout.images if path not in used and _sets_of(path, layout)]
+    if elsewhere:
+        names = " or ".join(
+            dict.fromkeys(name for path in elsewhere for name in _sets_of(path, layout))
+        )
+        parts.said.append(
+            f"{len(elsewhere)} pictures have labels only in {names}, which is not read, and are left out "
+            f"(the first is {elsewhere[0].name})."
+        )
+    used |= set(elsewhere)
+    if entries[0].names is not None:
+        return
     bare = [path for path in layout.images if path not in used]
     if bare:
         parts.said.append(

@@ -150,7 +150,9 @@ def why_unreadable(path: Path, error: Exception, trust: bool) -> str:
             "Allow it with --trust if you trust whoever made the file."
         )
     if "TorchScript" in str(error) or "constants.pkl" in str(error):
-        return f"{path} is a TorchScript program; save the state dict of the model it was made from."
+        return (
+            f"{path} is a TorchScript program; save the state dict of the model it was made from."
+        )
     if isinstance(error, PermissionError):
         return f"{path} may not be read; change its permissions."
     return f"{path} is damaged or no weights file; get it again."
