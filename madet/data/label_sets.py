@@ -23,7 +23,7 @@ from .formats.table import FORMATS
 from .label_sources import Source
 from .picture_index import PictureIndex, Wanted
 from .picture_search import join
-from .split_names import Told, canonical, split_of_json
+from .split_names import Told, canonical, split_of, split_of_json
 
 # %% ../../nbs/data/25_label_sets.ipynb #25a00009
 _NAME = re.compile(rb'"file_?name"\s*:\s*"((?:[^"\\]|\\.)*)"')
