@@ -42,11 +42,13 @@ def open_data(
     """The pictures and labels of a folder, with what was decided (`said`) and what is wrong (`defects`).
 
     `split`: train, val, test, trainval, unlabelled, or None for all that is labelled; `labels` names
-    one of several sets. Raises `BadInput` that says what cannot be read. See `madet.data.open_folder`.
+    one of several sets. Pictures of more than eight bits a value get one rule of intensity, that of the
+    training images where there are some, as in `train`. Raises `BadInput` that says what cannot be read.
+    See `madet.data.open_folder`.
     """
-    from madet.data.open_folder import open_data
+    from madet.data.open_folder import open_with_rule
 
-    return open_data(path, split, labels, ignore_classes, geometry)
+    return open_with_rule(path, split, labels, ignore_classes, geometry)
 
 # %% ../nbs/96_door.ipynb #7f63e882
 def train(
