@@ -613,3 +613,35 @@ def test_refusals_name_every_format(tmp_path):
         open_data(tmp_path)
     for format in FORMATS.values():
         assert format.title in str(caught.value) or format.variant_of
+
+
+# -- doubts that only a whole set shows
+
+
+def dota_set(root, *ends):
+    corners = "10 10 40 10 40 30 10 30"
+    text = "".join(f"{corners.replace('40', str(40 + i))} {end}\n" for i, end in enumerate(ends))
+    return folder(root, **{"images/a.png": "", "labelTxt/a.txt": text})
+
+
+def test_numbers_of_classes_read_as_difficulty_are_doubted(tmp_path):
+    found = open_data(dota_set(tmp_path / "all", "class 2", "class 1", "class 2"))
+    doubt = next(str(defect) for defect in found.defects if "none in 0" in str(defect))
+    assert "3 of 3 lines end in 1 or 2" in doubt and "quotes" in doubt and "class_1" in doubt
+    found = open_data(dota_set(tmp_path / "some", "class 2", "class 1", "class 2", "truck"))
+    assert any("3 of 4 lines end in 1 or 2" in sentence for sentence in found.said)
+    quoted = dota_set(tmp_path / "cured", '"class 2" 0', '"class 1" 0', "class_2 0")
+    assert open_data(quoted).classes == ("class 1", "class 2", "class_2")
+    for ends in (["ship 1", "ship 2", "ship 1", "ship 0"], ["ship 1", "ship 2"], ["ship"] * 4):
+        found = open_data(dota_set(tmp_path / f"{len(ends)}{ends[-1]}", *ends))
+        assert not any("none in 0" in str(one) for one in [*found.said, *found.defects])
+
+
+def test_yolo_corners_as_centers_are_hinted_at(tmp_path):
+    lines = "0 .4 .4 .9 .8\n0 .3 .5 .8 .9\n0 .5 .2 .95 .7\n"
+    root = folder(tmp_path / "a", **{"images/a.png": "", "labels/a.txt": lines})
+    defects = " | ".join(map(str, open_data(root).defects))
+    assert "lines seem to hold left, top, right, bottom" in defects and "YOLO" in defects
+    sound = "0 .4 .4 .5 .5\n0 .5 .5 .9 .8\n0 .5 .5 1 1\n"
+    root = folder(tmp_path / "b", **{"images/a.png": "", "labels/a.txt": sound})
+    assert not any("seem to hold" in str(defect) for defect in open_data(root).defects)

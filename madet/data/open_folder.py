@@ -278,7 +278,9 @@ def _turned_sentences(parts: Splits, upright: bool) -> list[str]:
     count: Counter[str] = Counter()
     for annotation in _annotations_of(parts):
         count["all"] += 1
-        count["attribute"] += annotation.shape == "cxcywhr"
+        turned = annotation.shape == "cxcywhr"
+        count["attribute"] += turned and annotation.by_rotation
+        count["angle"] += turned and not annotation.by_rotation
         count["outline"] += annotation.turned is not None
     said = []
     if turned := count["attribute"]:
@@ -287,6 +289,9 @@ def _turned_sentences(parts: Splits, upright: bool) -> list[str]:
             f"{turned} of {count['all']} boxes are turned by their attribute `rotation` "
             f"(degrees, clockwise, as CVAT writes it); {taken}."
         )
+    if turned := count["angle"]:
+        taken = "upright training takes their enclosing boxes" if upright else "taken as turned"
+        said.append(f"{turned} of {count['all']} boxes have an angle of their own; {taken}.")
     if turned := count["outline"]:
         taken = "upright training takes the upright box, rotated training the turned one"
         said.append(

@@ -9,6 +9,7 @@ __all__ = ['NUMBER', 'COCO_FORMAT', 'load_json', 'read_coco', 'has_coco_list', '
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #b4e69031
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from ...boxes.errors import BadInput
 from ..annotations import ImageAnnotations, refuse_degrees, refuse_fractions
 from .coco_categories import leave_out_parents, read_categories
-from .coco_doubts import conclude, hint_at_corners
+from .coco_doubts import conclude, hint_at_contradictions, hint_at_corners
 from .coco_ids import IdTable, plain_id, printable
 from .coco_objects import RowNotes, read_object, size_of
 from .coco_other import other_kind
@@ -34,6 +35,8 @@ _JSON_KINDS = {
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity"
     return _JSON_KINDS.get(type(value), "a number")
 
 
@@ -108,7 +111,8 @@ def _read_file(path: Path) -> tuple[LabelFile, list[str]]:
     found.images = images.rows()
     take_turned_outlines(found.images)
     refuse_fractions(found.images, minimum=1, most=2.0)
-    hint_at_corners(found, key)
+    if not hint_at_corners(found, key):
+        hint_at_contradictions(found, key)
     return found, parents
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #a5ca80c1
