@@ -673,3 +673,17 @@ def test_a_plain_tiff_of_any_mode_is_turned(tmp_path, mode, turn):
     expected = torch.from_numpy(np.array(seen)).permute(2, 0, 1)
     assert read_image(tmp_path / "turned.tif").equal(expected)
     assert as_bytes(Image.open(tmp_path / "turned.tif")).equal(expected)
+
+
+@pytest.mark.parametrize("turn", [2, 3, 4])
+def test_a_turn_that_keeps_the_sides_is_said(tmp_path, turn):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene()).save(tmp_path / "images/a.png", exif=turned_note(turn))
+    data = open_data(coco(tmp_path, ["a.png"]), "train")
+    assert sum("mirrored or turned by 180 degrees" in said for said in data.said) == 1
+
+
+def test_rare_endings_are_taken_from_a_folder(tmp_path):
+    for suffix in ("tga", "dib", "ICO"):
+        Image.fromarray(scene()).save(tmp_path / f"a.{suffix}")
+    assert len(picture_paths.pictures_inside(tmp_path)) == 3

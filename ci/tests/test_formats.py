@@ -645,3 +645,46 @@ def test_yolo_corners_as_centers_are_hinted_at(tmp_path):
     sound = "0 .4 .4 .5 .5\n0 .5 .5 .9 .8\n0 .5 .5 1 1\n"
     root = folder(tmp_path / "b", **{"images/a.png": "", "labels/a.txt": sound})
     assert not any("seem to hold" in str(defect) for defect in open_data(root).defects)
+
+
+# -- JSON of other programs, labels without objects
+
+VIA = {"a.png9": {"filename": "a.png", "size": 9, "regions": []}}
+SUPERVISELY = {"size": {"height": 48, "width": 64}, "objects": [{"classTitle": "cat"}]}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (VIA, ["VGG Image Annotator", "export it as COCO"]),
+        ({"_via_settings": {}, "_via_img_metadata": VIA}, ["VGG Image Annotator"]),
+        (SUPERVISELY, ["Supervisely", "export it as COCO"]),
+        ([{"Labeled Data": "a.png", "Label": {}}], ["Labelbox"]),
+        ({"pictures": []}, ["its own are 'pictures'", "convert it to COCO"]),
+        ({"annotations": [], "categories": []}, ["lacks the key 'images'", "add it"]),
+    ],
+)
+def test_json_of_other_programs_is_named(tmp_path, content, words):
+    root = folder(tmp_path, **{"images/a.png": "", "labels.json": json.dumps(content)})
+    for word in words:
+        refused(word, root / "labels.json")
+
+
+@pytest.mark.parametrize("label", ["", "  "])
+def test_an_empty_label_of_label_studio_is_no_class(tmp_path, label):
+    value = {"x": 5, "y": 5, "width": 20, "height": 20, "rotation": 0}
+    regions = []
+    for name in (label, "cat"):
+        more = {"original_width": 64, "original_height": 48, "type": "rectanglelabels"}
+        regions.append(more | {"value": value | {"rectanglelabels": [name]}})
+    task = {"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": regions}]}
+    found = open_data(folder(tmp_path, **{"a.png": "", "labels.json": json.dumps([task])}))
+    assert found.classes == ("cat",) and found.dropped_boxes == 1
+    assert any("the region has no label" in str(defect) for defect in found.defects)
+
+
+def test_labels_without_an_object_say_why(tmp_path):
+    shape = {"label": "cat", "points": [[1, 2], [9, 9]], "shape_type": "linestrip"}
+    data = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 48, "imageWidth": 64}
+    root = folder(tmp_path, **{"a.png": "", "a.json": json.dumps(data)})
+    refused("left out: 1 linestrip", root)

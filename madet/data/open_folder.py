@@ -369,12 +369,22 @@ def _no_such_split(opened: OpenedFolder, split: str | None) -> str:
     return f"{opened.root} has no {split or 'labelled'} images (found: {there}{unread}); {cure}."
 
 
+def _why_none(opened: OpenedFolder) -> str:
+    """The first thing that is wrong with labels without an object, in brackets."""
+    defects = []
+    for file in opened.files:
+        defects += file.defects
+        for image in file.images:
+            defects += image.defects
+    return f" ({defects[0]})" if defects else ""
+
+
 def _class_order(opened: OpenedFolder, classes: tuple[str, ...] | None) -> tuple[str, ...]:
     """The folder's classes, or the model's `classes`, which must hold all of the folder's."""
     if classes is None:
         if opened.source.files and not opened.classes:
             raise BadInput(
-                f"{opened.root}: the labels hold no object, so there is no class to learn; "
+                f"{opened.root}: the labels hold no object, so there is no class to learn{_why_none(opened)}; "
                 "are they the right labels?"
             )
         return opened.classes
