@@ -42,13 +42,15 @@ def open_data(
     """The pictures and labels of a folder, with what was decided (`said`) and what is wrong (`defects`).
 
     `split`: train, val, test, trainval, unlabelled, or None for all that is labelled; `labels` names
-    one of several sets. Raises `BadInput` that says what cannot be read. See `madet.data.open_folder`.
+    one of several sets. Pictures of more than eight bits a value get one rule of intensity, that of the
+    training images where there are some, as in `train`. Raises `BadInput` that says what cannot be read.
+    See `madet.data.open_folder`.
     """
-    from madet.data.open_folder import open_data
+    from madet.data.open_folder import open_with_rule
 
     if isinstance(ignore_classes, str):
         ignore_classes = tuple(name.strip() for name in ignore_classes.split(","))
-    return open_data(path, split, labels, ignore_classes, geometry)
+    return open_with_rule(path, split, labels, ignore_classes, geometry)
 
 # %% ../nbs/96_door.ipynb #7f63e882
 def as_option(name: str, value: Any) -> Any:

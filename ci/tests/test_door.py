@@ -166,3 +166,47 @@ def test_what_torch_did_not_write_is_said(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(BadInput, match="was not written by torch"):
         madet.load(path)
+
+
+def deep_folder(folder, parts):
+    """A COCO folder of 16-bit pictures: {part: (lowest, highest value)}."""
+    (folder / "annotations").mkdir(parents=True)
+    number = 0
+    for part, (low, high) in parts.items():
+        images, rows = [], []
+        for i in range(3):
+            number += 1
+            name = f"{part}{i}.png"
+            values = np.linspace(low, high, 64 * 48).reshape(48, 64)
+            values = np.roll(values, i, 1).round().astype(np.uint16)
+            (folder / part).mkdir(exist_ok=True)
+            Image.fromarray(values).save(folder / part / name)
+            images.append({"id": number, "file_name": name, "width": 64, "height": 48})
+            rows.append({"id": number, "image_id": number, "category_id": 1, "bbox": [5, 5, 20, 9]})
+        table = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "cup"}]}
+        (folder / f"annotations/instances_{part}.json").write_text(json.dumps(table))
+    return folder
+
+
+def test_open_data_reads_deep_pictures_by_the_rule_that_training_chooses(tmp_path):
+    folder = deep_folder(tmp_path / "heat", {"train": (7000, 9000), "test": (7500, 9500)})
+    for split in ("train", None, "test"):
+        data = madet.open_data(folder, split)
+        low, high = data.intensity
+        assert 7000 <= low < 7010 and 8990 < high <= 9000  # of the training images in every part
+        assert sum("becomes black" in sentence for sentence in data.said) == 1
+        image = data.load(0).image
+        assert image.max() == 255 and image.float().std() > 50
+    twelve = deep_folder(tmp_path / "twelve", {"test": (0, 4095)})
+    data = madet.open_data(twelve, "test")
+    assert data.intensity == (0, 4095) and data.load(0).image.max() == 255
+    plain = madet.open_data(deep_folder(tmp_path / "flat", {"train": (500, 500)}))
+    assert plain.intensity is None and any("by its own type" in said for said in plain.said)
+
+
+def test_open_data_says_nothing_of_intensity_for_eight_bits(tmp_path):
+    folder = deep_folder(tmp_path / "data", {"train": (0, 200)})
+    for path in (folder / "train").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint8)).save(path)
+    data = madet.open_data(folder)
+    assert data.intensity is None and not any("bits" in said for said in data.said)

@@ -481,3 +481,91 @@ def test_areas_are_kept(tmp_path):
     objects = open_data(coco(tmp_path, rows)).records[0].objects
     assert objects.areas.tolist() == [99, 400, 400, 400] and objects.areas.dtype == torch.float32
     assert open_data(coco(tmp_path / "plain", [BOX])).records[0].objects.areas is None
+
+
+# boxes that contradict their own row
+
+
+def corner_row(i, **more):
+    x1, y1, x2, y2 = 20 + i, 15, 30 + 2 * i, 22  # as sizes: within 64 x 48
+    row = {"bbox": [x1, y1, x2, y2], "area": (x2 - x1) * (y2 - y1)}
+    row["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+    return {key: value for key, value in (row | more).items() if value is not None}
+
+
+@pytest.mark.parametrize("more", [{}, {"area": None}, {"segmentation": None}])
+def test_corners_that_stay_inside_are_hinted_at(tmp_path, more):
+    root = coco(tmp_path, [corner_row(i, **more) for i in range(4)])
+    assert "4 boxes contradict their own area or segmentation" in whats(open_data(root))
+    assert "bbox seems to hold left, top, right, bottom" in whats(open_data(root))
+
+
+def test_sizes_with_outlines_and_areas_get_no_hint(tmp_path):
+    rows = []
+    for i in range(6):
+        x, y, w, h = 2 + i, 3, 20 + i, 12
+        outline = [x, y, x + w, y + 2, x + w - 3, y + h, x + 1, y + h]
+        area = 0.8 * w * h  # of the outline, not of the box
+        rows.append({"bbox": [x, y, w, h], "area": area, "segmentation": [outline]})
+    rows += [corner_row(i) for i in range(2)]  # two slips are no habit
+    assert "left, top, right, bottom" not in whats(open_data(coco(tmp_path, rows)))
+
+
+# turns outside of `attributes`
+
+
+@pytest.mark.parametrize("degrees", [30, "30", -330])
+def test_rotation_at_the_annotation_is_the_attribute(tmp_path, degrees):
+    box = {"bbox": [30, 20, 20, 10]}
+    beside = open_data(coco(tmp_path / "a", [box | {"rotation": degrees}]), geometry=Rotated())
+    inside = {"attributes": {"rotation": degrees}}
+    expected = open_data(coco(tmp_path / "b", [box | inside]), geometry=Rotated())
+    assert boxes_of(beside) == boxes_of(expected)
+    assert any("turned by their attribute `rotation`" in said for said in beside.said)
+
+
+@pytest.mark.parametrize(
+    "more", [{"angle": 30}, {"theta": 0.5}, {"attributes": {"angle": "30"}}, {"rot": -90}]
+)
+def test_an_angle_of_unknown_unit_is_said(tmp_path, more):
+    found = open_data(coco(tmp_path, [BOX | more, BOX]))
+    assert boxes_of(found)[0] == [[5, 5, 25, 25]] * 2
+    said = [sentence for sentence in found.said if "whose unit and direction" in sentence]
+    assert len(said) == 1 and "1 annotations" in said[0] and "'rotation'" in said[0]
+
+
+@pytest.mark.parametrize("more", [{"angle": 0}, {"angle": None}, {"orientation": "left"}, OUTLINE])
+def test_no_angle_is_no_doubt(tmp_path, more):
+    found = open_data(coco(tmp_path, [BOX | more | ({"angle": 30} if more is OUTLINE else {})]))
+    assert not any("whose unit" in sentence for sentence in found.said)
+
+
+def test_five_numbers_among_four_are_no_attribute(tmp_path):
+    rows = [BOX, BOX | {"bbox": [30, 20, 20, 10, 0.5]}, BOX | {"rotation": 30}]
+    found = open_data(coco(tmp_path, rows), geometry=Rotated())
+    said = " ".join(found.said)
+    assert "1 of 3 boxes are turned by their attribute" in said
+    assert "1 of 3 boxes have an angle of their own" in said
+
+
+# sentences that name what is there
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"bbox": "[5, 5, 20, 20]"}, ["the text '[5, 5, 20, 20]'", "without quotes"]),
+        (BOX | {"image_id": float("nan")}, ["has NaN as 'image_id'"]),
+        (BOX | {"category_id": float("inf")}, ["has Infinity as 'category_id'"]),
+    ],
+)
+def test_sentences_name_what_is_written(tmp_path, row, words):
+    found = whats(open_data(coco(tmp_path, [BOX, row])))
+    assert all(word in found for word in words), found
+
+
+@pytest.mark.parametrize("box", [[-1, -1, -1, -1], [0, 0, 0, 0], [30, 30, -10, 5], [9, 9, 5, -2]])
+def test_a_placeholder_gives_way_to_the_outline(tmp_path, box):
+    found = open_data(coco(tmp_path, [OUTLINE | {"bbox": box}]))
+    assert boxes_of(found)[0] == [[5, 5, 25, 25]]
+    assert "the box is taken from the outline" in whats(found)

@@ -14,6 +14,7 @@ from PIL import Image, features
 
 from madet.boxes.errors import BadInput
 from madet.data import picture_files
+from madet.data.any_image import to_pixels
 from madet.data.intensity import choose_intensity
 from madet.data.open_folder import open_data
 from madet.data.pixels import IMAGE_SUFFIXES, look, read_image
@@ -23,6 +24,7 @@ from madet.detectors.torchvision import tv_retinanet
 from madet.figures import sheets
 from madet.methods import detector, picture_paths
 from madet.methods import predict as predicting
+from madet.methods.detector import as_bytes
 from madet.methods.load import detector_from
 from madet.methods.names import recipe_of
 from madet.methods.score import open_split
@@ -559,3 +561,130 @@ def test_every_figure_is_known_as_a_drawing(tmp_path):
     (tmp_path / "params.json").write_text("{}")  # a run folder of an earlier version
     assert picture_paths.is_drawing(tmp_path / "detections.png")
     assert {".gif", ".jfif", ".avif", ".heic", ".tif"} <= set(IMAGE_SUFFIXES)
+
+
+# what Pillow garbles, and forms of one picture
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bands", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_planes_are_read_as_the_same_pixels(tmp_path, kind, bands, order):
+    values = np.random.default_rng(0).integers(0, 65536, (48, 64, bands)).astype("u2")
+    values = (values >> 8).astype("u1") if kind == "u1" else values
+    options = {"photometric": "rgb" if bands > 2 else "minisblack", "byteorder": order}
+    if bands != 3:
+        options["extrasamples"] = ["unassalpha"]
+    tifffile.imwrite(tmp_path / "a.tif", values, planarconfig="contig", **options)
+    planes = np.moveaxis(values, -1, 0)
+    tifffile.imwrite(tmp_path / "b.tif", planes, planarconfig="separate", **options)
+    for rule in (None, (0, 4095)):
+        same = read_image(tmp_path / "a.tif", intensity=rule)
+        found = read_image(tmp_path / "b.tif", intensity=rule).int()
+        assert (found - same.int()).abs().max() <= (bands == 2)
+    if (kind, bands) == ("u2", 2):
+        return  # Pillow does not open it
+    opened = Image.open(tmp_path / "b.tif")
+    assert (to_pixels(opened) - to_pixels(tmp_path / "b.tif")).abs().max() == 0
+
+
+def test_compressed_floats_of_the_other_byte_order(tmp_path):
+    floats = scene()[..., 0].astype(np.float32) / 255
+    tifffile.imwrite(tmp_path / "a.tif", floats, byteorder=">", compression="zlib")
+    assert np.array_equal(read_image(tmp_path / "a.tif")[0], scene()[..., 0])
+    assert choose_intensity([tmp_path / "a.tif"])[0] == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_the_smallest_value_may_be_white(tmp_path, kind, turn):
+    grey = scene()[..., 0]
+    largest = {"u1": 255, "u2": 65535, "f4": 1}[kind]
+    values = ((255 - grey.astype(float)) / 255 * largest).astype(kind)
+    note = [(274, "H", 1, turn, True)]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite", extratags=note)
+    seen = np.rot90(grey, -1) if turn == 6 else grey
+    pictures = {
+        "turned": (read_image(tmp_path / "a.tif"), seen),
+        "stored": (read_image(tmp_path / "a.tif", (64, 48)), grey),
+        "opened": (to_pixels(Image.open(tmp_path / "a.tif")) * 255, seen),
+    }
+    for form, (found, expected) in pictures.items():
+        assert np.abs(found[0].numpy().astype(float) - expected).max() <= 1, form
+
+
+def test_a_rule_of_floats_reads_all_forms_alike(tmp_path):
+    values = scene()[..., 0].astype(np.float32) / 1020
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    rule, file = (0, 0.25), tmp_path / "a.tif"
+    expected = as_bytes(file, rule)
+    forms = {
+        "pil": Image.open(file),
+        "array": values,
+        "double": values.astype(np.float64),
+        "tensor": torch.from_numpy(values),
+        "three": torch.from_numpy(values).expand(3, -1, -1),
+    }
+    for name, form in forms.items():
+        assert as_bytes(form, rule).equal(expected), name
+    bytes_ = scene()[..., 0]
+    assert as_bytes(bytes_, rule).equal(as_bytes(Image.fromarray(bytes_), rule))
+    heat = (7000 + bytes_ * 8.0).astype(np.float32)
+    expected = as_bytes(Image.fromarray(heat), (7000, 9040))
+    assert as_bytes(heat, (7000, 9040)).equal(expected)
+    assert as_bytes(torch.from_numpy(heat), (7000, 9040)).equal(expected)
+    scaled = bytes_.astype(np.float32) / 255  # pixels: within 0..1
+    assert np.array_equal(as_bytes(scaled, (7000, 9040))[0], bytes_)
+    complaint(lambda: as_bytes(heat), "divide by 255")
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.int32, np.int64])
+def test_whole_numbers_are_taken_as_arrays_and_as_tensors(kind):
+    values = scene()[..., 0].astype(kind) * 16
+    for form in (values, torch.from_numpy(values)):
+        assert np.array_equal(as_bytes(form, (0, 4080))[0], scene()[..., 0])
+        assert np.array_equal(to_pixels(form, intensity=(0, 4080))[0] * 255, scene()[..., 0])
+        complaint(lambda one=form: as_bytes(one), "which value is white")
+
+
+def test_an_opened_deep_picture_is_read_from_its_file_or_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", scene().astype(np.uint16) * 16, photometric="rgb")
+    for _ in range(2):
+        opened = Image.open(tmp_path / "a.tif")
+        assert np.array_equal(as_bytes(opened, (0, 4080)).permute(1, 2, 0), scene())
+    opened.load()
+    complaint(lambda: as_bytes(opened, (0, 4080)), "a.tif", "give the path")
+    assert as_bytes(opened).max() == 15  # by type, as ever
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16", "F", "I"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_plain_tiff_of_any_mode_is_turned(tmp_path, mode, turn):
+    grey = Image.fromarray(scene()[..., 0])
+    if mode in ("I;16", "F", "I"):
+        kind = {"I;16": np.uint16, "F": np.float32, "I": np.int32}[mode]
+        picture = Image.fromarray(scene()[..., 0].astype(kind) * (257 if mode == "I;16" else 1))
+    else:
+        picture = grey.convert("RGB").convert(mode)
+    picture.save(tmp_path / "plain.tif")
+    picture.save(tmp_path / "turned.tif", exif=turned_note(turn))
+    moves = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+    shown = Image.fromarray(read_image(tmp_path / "plain.tif").permute(1, 2, 0).numpy())
+    seen = shown if turn == 1 else shown.transpose(Image.Transpose(moves[turn]))
+    expected = torch.from_numpy(np.array(seen)).permute(2, 0, 1)
+    assert read_image(tmp_path / "turned.tif").equal(expected)
+    assert as_bytes(Image.open(tmp_path / "turned.tif")).equal(expected)
+
+
+@pytest.mark.parametrize("turn", [2, 3, 4])
+def test_a_turn_that_keeps_the_sides_is_said(tmp_path, turn):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene()).save(tmp_path / "images/a.png", exif=turned_note(turn))
+    data = open_data(coco(tmp_path, ["a.png"]), "train")
+    assert sum("mirrored or turned by 180 degrees" in said for said in data.said) == 1
+
+
+def test_rare_endings_are_taken_from_a_folder(tmp_path):
+    for suffix in ("tga", "dib", "ICO"):
+        Image.fromarray(scene()).save(tmp_path / f"a.{suffix}")
+    assert len(picture_paths.pictures_inside(tmp_path)) == 3

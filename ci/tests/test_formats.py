@@ -613,3 +613,78 @@ def test_refusals_name_every_format(tmp_path):
         open_data(tmp_path)
     for format in FORMATS.values():
         assert format.title in str(caught.value) or format.variant_of
+
+
+# -- doubts that only a whole set shows
+
+
+def dota_set(root, *ends):
+    corners = "10 10 40 10 40 30 10 30"
+    text = "".join(f"{corners.replace('40', str(40 + i))} {end}\n" for i, end in enumerate(ends))
+    return folder(root, **{"images/a.png": "", "labelTxt/a.txt": text})
+
+
+def test_numbers_of_classes_read_as_difficulty_are_doubted(tmp_path):
+    found = open_data(dota_set(tmp_path / "all", "class 2", "class 1", "class 2"))
+    doubt = next(str(defect) for defect in found.defects if "none in 0" in str(defect))
+    assert "3 of 3 lines end in 1 or 2" in doubt and "quotes" in doubt and "class_1" in doubt
+    found = open_data(dota_set(tmp_path / "some", "class 2", "class 1", "class 2", "truck"))
+    assert any("3 of 4 lines end in 1 or 2" in sentence for sentence in found.said)
+    quoted = dota_set(tmp_path / "cured", '"class 2" 0', '"class 1" 0', "class_2 0")
+    assert open_data(quoted).classes == ("class 1", "class 2", "class_2")
+    for ends in (["ship 1", "ship 2", "ship 1", "ship 0"], ["ship 1", "ship 2"], ["ship"] * 4):
+        found = open_data(dota_set(tmp_path / f"{len(ends)}{ends[-1]}", *ends))
+        assert not any("none in 0" in str(one) for one in [*found.said, *found.defects])
+
+
+def test_yolo_corners_as_centers_are_hinted_at(tmp_path):
+    lines = "0 .4 .4 .9 .8\n0 .3 .5 .8 .9\n0 .5 .2 .95 .7\n"
+    root = folder(tmp_path / "a", **{"images/a.png": "", "labels/a.txt": lines})
+    defects = " | ".join(map(str, open_data(root).defects))
+    assert "lines seem to hold left, top, right, bottom" in defects and "YOLO" in defects
+    sound = "0 .4 .4 .5 .5\n0 .5 .5 .9 .8\n0 .5 .5 1 1\n"
+    root = folder(tmp_path / "b", **{"images/a.png": "", "labels/a.txt": sound})
+    assert not any("seem to hold" in str(defect) for defect in open_data(root).defects)
+
+
+# -- JSON of other programs, labels without objects
+
+VIA = {"a.png9": {"filename": "a.png", "size": 9, "regions": []}}
+SUPERVISELY = {"size": {"height": 48, "width": 64}, "objects": [{"classTitle": "cat"}]}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (VIA, ["VGG Image Annotator", "export it as COCO"]),
+        ({"_via_settings": {}, "_via_img_metadata": VIA}, ["VGG Image Annotator"]),
+        (SUPERVISELY, ["Supervisely", "export it as COCO"]),
+        ([{"Labeled Data": "a.png", "Label": {}}], ["Labelbox"]),
+        ({"pictures": []}, ["its own are 'pictures'", "convert it to COCO"]),
+        ({"annotations": [], "categories": []}, ["lacks the key 'images'", "add it"]),
+    ],
+)
+def test_json_of_other_programs_is_named(tmp_path, content, words):
+    root = folder(tmp_path, **{"images/a.png": "", "labels.json": json.dumps(content)})
+    for word in words:
+        refused(word, root / "labels.json")
+
+
+@pytest.mark.parametrize("label", ["", "  "])
+def test_an_empty_label_of_label_studio_is_no_class(tmp_path, label):
+    value = {"x": 5, "y": 5, "width": 20, "height": 20, "rotation": 0}
+    regions = []
+    for name in (label, "cat"):
+        more = {"original_width": 64, "original_height": 48, "type": "rectanglelabels"}
+        regions.append(more | {"value": value | {"rectanglelabels": [name]}})
+    task = {"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": regions}]}
+    found = open_data(folder(tmp_path, **{"a.png": "", "labels.json": json.dumps([task])}))
+    assert found.classes == ("cat",) and found.dropped_boxes == 1
+    assert any("the region has no label" in str(defect) for defect in found.defects)
+
+
+def test_labels_without_an_object_say_why(tmp_path):
+    shape = {"label": "cat", "points": [[1, 2], [9, 9]], "shape_type": "linestrip"}
+    data = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 48, "imageWidth": 64}
+    root = folder(tmp_path, **{"a.png": "", "a.json": json.dumps(data)})
+    refused("left out: 1 linestrip", root)

@@ -35,6 +35,7 @@ class Annotation:
     difficulty: int = 0  # 0 plain, 1 difficult, 2 cut by a tile's edge (DOTA); a crowd has none
     area: float | None = None  # square pixels, where the label file states them (COCO)
     turned: tuple | None = None  # eight numbers: what rotated geometry takes instead (an outline)
+    by_rotation: bool = False  # an upright box that an attribute `rotation` (degrees) turned
 
 
 @dataclass

@@ -69,8 +69,21 @@ def turned(image: Image.Image, turn: int) -> Image.Image:
 
 def upright_pixels(image: Image.Image) -> Image.Image:
     """The picture as its EXIF note wants it seen."""
-    image.load()  # Pillow turns a TIFF itself while loading it, and takes the note away
+    _load(image)  # Pillow turns a TIFF itself while loading it, and takes the note away
     return turned(image, orientation(image))
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes a picture. Pillow maps a plain TIFF into memory, with its sides exchanged where it is to be turned."""
+    name = getattr(image, "filename", "")
+    mapped = image.format == "TIFF" and bool(name) and orientation(image) >= 5
+    if mapped:
+        setattr(image, "filename", "")  # without a name it reads
+    try:
+        image.load()
+    finally:
+        if mapped:
+            setattr(image, "filename", name)
 
 # %% ../../nbs/data/07_pixels.ipynb #4dd9bb0e
 @dataclass(frozen=True)
@@ -141,12 +154,18 @@ def to_rgb(image: Image.Image, intensity: Range | None = None) -> np.ndarray:
     divided by 257, floating point in [0, 1] is multiplied by 255.
     """
     if image.mode.startswith("I") or image.mode == "F":
+        inverted = depth_of(image).inverted  # Pillow inverts eight bits by itself
         values = np.asarray(image)
         if image.mode == "I" and image.format not in (None, "TIFF"):  # of PGM and PNG: 16 bits
             values = values.clip(0, 65535).astype(np.uint16)
-        return three_bands(to_bytes(values, intensity))
+        return three_bands(_light(to_bytes(values, intensity), inverted))
     image.info.pop("transparency", None)  # of a palette: dropped all the same, with a warning
     return np.asarray(image.convert("RGB"))
+
+
+def _light(pixels: np.ndarray, inverted: bool) -> np.ndarray:
+    """uint8 as light: white is 255, whatever the file says of its smallest value."""
+    return 255 - pixels if inverted else pixels
 
 # %% ../../nbs/data/07_pixels.ipynb #244c3fc3
 _BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
@@ -175,16 +194,33 @@ def read_image(
     """
     try:
         with open_picture(path) as image:
-            turn, stored = orientation(image), stored_size(image)
-            if intensity is None or not depth_of(image).hidden:
-                image.load()
-                shown = _in_frame(image, turn, orientation(image), stored, size)
-                return _as_tensor(to_rgb(shown, intensity))
+            turn, stored, depth = orientation(image), stored_size(image), depth_of(image)
+            if not depth.garbled and (intensity is None or not depth.hidden):
+                return _as_tensor(_decoded(image, turn, stored, size, intensity))
     except NotForPillow:
         with tiff_page(path) as page:
-            turn = page_turn(page)
-    pixels = Image.fromarray(to_bytes(three_bands(stored_values(path)), intensity))
+            turn, depth = page_turn(page), page_depth(page)
+    values = three_bands(stored_values(path))
+    if intensity is None and depth.garbled and values.dtype == np.uint16:
+        values = (values >> 8).astype(np.uint8)  # as Pillow reads colour of sixteen bits
+    pixels = Image.fromarray(_light(to_bytes(values, intensity), depth.inverted))
     return _as_tensor(np.asarray(_in_frame(pixels, turn, turn, pixels.size, size)))
+
+
+def _decoded(
+    image: Image.Image,
+    turn: int,
+    stored: tuple[int, int],
+    size: tuple[int, int] | None,
+    intensity: Range | None,
+) -> np.ndarray:
+    """uint8 `[H, W, 3]` of a picture as Pillow decodes it, see `read_image`."""
+    inverted = depth_of(image).inverted
+    _load(image)
+    shown = _in_frame(image, turn, orientation(image), stored, size)
+    deep = shown.mode.startswith("I") or shown.mode == "F"
+    own = shown.format == "TIFF"  # to_rgb sees the tags of an unturned picture itself
+    return _light(to_rgb(shown, intensity), inverted and deep and not own)
 
 
 def _as_tensor(pixels: np.ndarray) -> Tensor:

@@ -83,6 +83,8 @@ class DatasetBuilder:
 # %% ../../nbs/data/14_records.ipynb #b72f9a06
 def count_look(frames: Counter, found: Look, size: tuple[int, int]) -> None:
     """Counts what `picture_sentences` will say of a picture whose boxes are drawn on a frame of `size`."""
+    if found.turn in (2, 3, 4):
+        frames["upside down"] += 1
     if found.turn >= 5:
         frames["turned" if size == found.seen else "as stored"] += 1
     frames["several"] += found.several
@@ -96,6 +98,11 @@ def picture_sentences(frames: Counter) -> list[str]:
         said.append(
             f"{count} pictures are turned by their EXIF note; "
             "their boxes are taken in the turned frame."
+        )
+    if count := frames["upside down"]:
+        said.append(
+            f"{count} pictures are mirrored or turned by 180 degrees by their EXIF note; "
+            "it is followed, and their boxes are taken in that frame."
         )
     if count := frames["as stored"]:
         said.append(

@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,27 @@ class Depth:
     deep: bool = False  # more than eight bits a value, or floating point
     bands: int = 3  # of light: transparency does not count
     hidden: bool = False  # Pillow would decode the upper byte of each value only
+    garbled: bool = False  # Pillow would decode other values than the file stores
+    inverted: bool = False  # the smallest value is white
 
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274  # tags of TIFF
 _SAMPLES, _EXTRA, _FORMAT, _REDUCED = 277, 338, 339, 254
+_COMPRESSION, _PLANES = 259, 284
 
 
 def depth_of(image: Image.Image) -> Depth:
     """The depth of a picture that Pillow has opened and not loaded."""
     if image.format == "TIFF":
         tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
-        return _tiff_depth(
+        found = _tiff_depth(
             bits=max(_numbers(tags.get(_BITS, 1))),
             floats=3 in _numbers(tags.get(_FORMAT, 1)),
             samples=tags.get(_SAMPLES, 1),
             extra=_numbers(tags.get(_EXTRA, ())),
             photometric=tags.get(_PHOTOMETRIC, 1),
         )
+        return replace(found, garbled=_is_garbled(tags, found.deep))
     bands = 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
     hidden = image.format == "PNG" and "16B" in _rawmode(image) and not image.mode.startswith("I")
     deep = hidden or image.mode == "F" or image.mode.startswith("I")
@@ -59,7 +63,16 @@ def _tiff_depth(bits: int, floats: bool, samples: int, extra: tuple, photometric
     alpha = sum(kind in (1, 2) for kind in extra)
     bands = samples - alpha if photometric in (0, 1, 2) else 3
     deep = bits > 8 or floats
-    return Depth(deep, bands, deep and samples > 1)
+    return Depth(deep, bands, deep and samples > 1, inverted=photometric == 0)
+
+
+def _is_garbled(tags: Any, deep: bool) -> bool:
+    """Whether Pillow takes planes for pixels, or the bytes of compressed floats for those of this machine."""
+    samples = tags.get(_SAMPLES, 1)
+    if samples > 1 and tags.get(_PLANES, 1) == 2:
+        return deep or samples == 2
+    floats = 3 in _numbers(tags.get(_FORMAT, 1))
+    return floats and tags.prefix == b"MM" and tags.get(_COMPRESSION, 1) != 1
 
 
 def _numbers(value: Any) -> tuple:
@@ -186,7 +199,8 @@ def stored_values(path: Path | str) -> np.ndarray:
     """
     try:
         with open_picture(path) as image:
-            if not depth_of(image).hidden:
+            depth = depth_of(image)
+            if not (depth.hidden or depth.garbled):
                 image.load()
                 return np.array(image)
             values = _png_values(path) if image.format == "PNG" else _page_values(path)

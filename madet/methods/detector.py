@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..boxes.errors import BadInput
 from ..boxes.geometry import Rotated, Upright
-from ..data.any_image import to_images
+from ..data.any_image import stored_to_bytes, to_images
 from ..data.intensity import Range
 from ..data.pixels import read_image
 from .detections import Detections
@@ -33,11 +33,14 @@ from ..training.recipe import Recipe, intensity_range
 def as_bytes(image: Any, intensity: Range | None = None) -> Tensor:
     """One image of any kind (see `madet.data.any_image.to_pixels`) as a uint8 tensor `[3, H, W]` on the CPU.
 
-    `intensity`: the values that are black and white in pictures of more than eight bits.
+    `intensity`: the values that are black and white in pictures of more than eight bits, and in arrays and tensors
+    of what their files store (`madet.data.any_image.stored_to_bytes`).
     Raises `BadInput` that says what cannot be taken.
     """
     if isinstance(image, (str, Path)):
         return read_image(image, intensity=intensity)
+    if isinstance(image, Tensor):
+        image = stored_to_bytes(image, intensity)
     (pixels,) = to_images(image, intensity=intensity)
     return (pixels.cpu() * 255).round().to(torch.uint8)
 

@@ -39,12 +39,19 @@ def picture_paths(words: list[str], said: list[str] | None = None) -> list[Path]
     return paths
 
 
+_RARE = (
+    ".tga",
+    ".ico",
+    ".dib",
+)  # of a folder given for its pictures; in a data set they are no pictures
+
+
 def pictures_inside(folder: Path) -> list[Path]:
     """Files below a folder with the ending of a picture, in capital letters too, sorted."""
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not hidden:
+        if path.suffix.lower() in (*IMAGE_SUFFIXES, *_RARE) and path.is_file() and not hidden:
             found.append(path)
     return found
 

@@ -9,6 +9,7 @@ __all__ = ['NUMBER', 'COCO_FORMAT', 'load_json', 'read_coco', 'has_coco_list', '
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #b4e69031
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from typing import Any
 from ...boxes.errors import BadInput
 from ..annotations import ImageAnnotations, refuse_degrees, refuse_fractions
 from .coco_categories import leave_out_parents, read_categories
-from .coco_doubts import conclude, hint_at_corners
+from .coco_doubts import conclude, hint_at_contradictions, hint_at_corners
 from .coco_ids import IdTable, plain_id, printable
 from .coco_objects import RowNotes, read_object, size_of
-from .coco_other import other_kind
+from .coco_other import other_kind, other_tool
 from .coco_turned import take_turned_outlines
 from ..label_file import LabelFile, LabelFormat, head_and_tail
 
@@ -34,6 +35,8 @@ _JSON_KINDS = {
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity"
     return _JSON_KINDS.get(type(value), "a number")
 
 
@@ -98,10 +101,26 @@ def _read_set(files: list[Path], root: Path) -> list[LabelFile]:
     return found
 
 
+def _refuse_other_tool(data: Any, path: Path) -> None:
+    """Raises `BadInput` for a JSON without any of COCO's tables that another program, or somebody, made up."""
+    tables = ("images", "annotations", "annotation", "categories")
+    if isinstance(data, dict) and any(isinstance(data.get(key), list) for key in tables):
+        return
+    if tool := other_tool(data):
+        raise BadInput(f"{path} is a JSON of {tool}, which madet does not read; export it as COCO.")
+    if isinstance(data, dict) and not any(key in data for key in tables):
+        keys = ", ".join(map(repr, list(data)[:4])) or "none"
+        raise BadInput(
+            f"{path} lacks the key 'images' and every other of COCO's (its own are {keys}), a form that "
+            "madet does not read; convert it to COCO (see cocodataset.org/#format-data)."
+        )
+
+
 def _read_file(path: Path) -> tuple[LabelFile, list[str]]:
     """A file with all its categories, and the names of those that are parents of others."""
     data = load_json(path)
     kind = other_kind(head_and_tail(path))
+    _refuse_other_tool(data, path)
     if kind or not isinstance(data, dict):
         raise BadInput(
             f"{path} is {_kind(data)} and holds {kind or 'no COCO tables'}, no boxes to learn "
@@ -119,7 +138,8 @@ def _read_file(path: Path) -> tuple[LabelFile, list[str]]:
     found.images = images.rows()
     take_turned_outlines(found.images)
     refuse_fractions(found.images, minimum=1, most=2.0)
-    hint_at_corners(found, key)
+    if not hint_at_corners(found, key):
+        hint_at_contradictions(found, key)
     return found, parents
 
 # %% ../../../nbs/data/formats/00_coco.ipynb #a5ca80c1

@@ -33,6 +33,9 @@ class RowNotes:
     found: LabelFile
     table: str  # file:key of the rows
     seen: Counter = field(default_factory=Counter)
+    unread: Counter = field(
+        default_factory=Counter
+    )  # keys that would turn a box if their unit were known
     _kinds: Counter = field(default_factory=Counter)
 
     def complain(self, kind: str, where: str, what: str) -> None:
@@ -177,9 +180,12 @@ def _trouble(row: dict) -> str:
     box = row["bbox"]
     if box is None or box == []:
         return "bbox is null" if box is None else "bbox is empty"
+    found = str(box)[:60]
+    if isinstance(box, str):
+        found = f"the text {box[:60]!r}, write it without quotes"
     return (
         "bbox should be four numbers (left, top, width, height) or five (with an angle) "
-        f"but is {str(box)[:60]}"
+        f"but is {found}"
     )
 
 
@@ -235,17 +241,37 @@ def _read_box(
 
 
 def _says_nothing(numbers: tuple) -> bool:
-    """Whether a box is a mere placeholder: not finite, or of neither width nor height."""
-    return not all(map(math.isfinite, numbers)) or numbers[2] == numbers[3] == 0
+    """Whether a box is a mere placeholder: not finite, of negative sides, or of neither width nor height."""
+    if not all(map(math.isfinite, numbers)):
+        return True
+    return min(numbers[2:4]) < 0 or numbers[2] == numbers[3] == 0
 
 # %% ../../../nbs/data/formats/22_coco_objects.ipynb #c0c03d23
 def _turned_by_attribute(row: dict, shape: str, numbers: tuple) -> tuple | None:
-    """Center, sides and angle of an upright box that CVAT's attribute `rotation` turns, else None."""
-    attributes = row.get("attributes")
-    if shape != "xyxy" or not isinstance(attributes, dict):
+    """Center, sides and angle of an upright box that `rotation` turns (degrees, as of CVAT), else None."""
+    if shape != "xyxy":
         return None
-    degrees = number_of(attributes.get("rotation"))
-    return turned_by(degrees, numbers)
+    degrees = [number_of(place.get("rotation")) for place in _attributes(row)]
+    known = [angle for angle in degrees if angle is not None]
+    return turned_by(known[0], numbers) if known else None
+
+
+def _attributes(row: dict) -> list[dict]:
+    """Where a row may carry attributes: in `attributes`, and among its own keys."""
+    attributes = row.get("attributes")
+    return [attributes, row] if isinstance(attributes, dict) else [row]
+
+
+_ANGLES = ("angle", "theta", "rot", "rotate", "rotation_angle", "bbox_angle", "orientation")
+
+
+def _unread_angle(row: dict) -> str:
+    """The key of an angle whose unit nothing tells, where it would turn the box; '' where there is none."""
+    for place in _attributes(row):
+        for key in _ANGLES:
+            if number_of(place.get(key)):
+                return key
+    return ""
 
 # %% ../../../nbs/data/formats/22_coco_objects.ipynb #c0c03d26
 def read_object(row: dict, name: str, where: str, notes: RowNotes) -> Annotation | None:
@@ -259,6 +285,8 @@ def read_object(row: dict, name: str, where: str, notes: RowNotes) -> Annotation
     if turned is not None:
         notes.seen["turned"] += 1
         shape, numbers = "cxcywhr", turned
+    elif shape == "xyxy" and outline is None and (key := _unread_angle(row)):
+        notes.unread[key] += 1
     crowd = is_set(row.get("iscrowd"))
     difficult = is_set(row.get("difficult")) and not crowd
     notes.seen["objects"] += 1
@@ -274,4 +302,5 @@ def read_object(row: dict, name: str, where: str, notes: RowNotes) -> Annotation
         where,
         int(difficult),
         _area_of(row.get("area")),
+        by_rotation=turned is not None,
     )

@@ -127,7 +127,32 @@ def _read(files: list[Path], root: Path) -> list[LabelFile]:
     numbers = {a.name for a in annotations if is_number(a.name)}
     if numbers and len(numbers) == len({a.name for a in annotations}):
         found[0].said.append(f"The classes are called by numbers: {', '.join(sorted(numbers))}.")
+    _doubt_flags(found, annotations)
     return found
+
+
+def _doubt_flags(found: list[LabelFile], annotations: list[Annotation], minimum: int = 3) -> None:
+    """Says so where lines end in 1 or 2 and none in 0: the number may be a part of the class."""
+    flagged = sum(a.difficulty > 0 for a in annotations)
+    if flagged < minimum or any(_has_zero(file.path) for file in found):
+        return
+    cure = (
+        "where it belongs to the class ('class 1'), put the class in quotes or write class_1, "
+        "and close other lines with 0"
+    )
+    what = f"{flagged} of {len(annotations)} lines end in 1 or 2 and none in 0: the number is read as DOTA's "
+    what += "difficulty, and such objects are not learned"
+    if flagged == len(annotations):
+        found[0].complain(str(found[0].path.parent), f"{what}; {cure}")
+    else:
+        found[0].said.append(f"{what}; {cure}.")
+
+
+def _has_zero(path: Path) -> bool:
+    """Whether a line of a file closes with the flag 0."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    ends = [fields_of(line)[-1:] for line in lines if not is_header(line)]
+    return ["0"] in ends or ["0.0"] in ends
 
 
 DOTA_FORMAT = LabelFormat("dota", "DOTA", ".txt", _read, _recognizes, always)

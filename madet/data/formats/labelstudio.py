@@ -145,7 +145,7 @@ def _labels(value: dict) -> list[str]:
     """The labels of a region, whatever control drew it."""
     for key, names in value.items():
         if key.endswith("labels") and isinstance(names, list) and names:
-            return [str(name) for name in names]
+            return [str(name) for name in names if str(name).strip()]
     return []
 
 

@@ -197,7 +197,9 @@ def _read_object(
     if turned is not None:
         shape, numbers = "cxcywhr", turned
     difficulty = is_difficult(node)
-    return Annotation(name, shape, numbers, difficulty > 0, outline, where, difficulty)
+    found = Annotation(name, shape, numbers, difficulty > 0, outline, where, difficulty)
+    found.by_rotation = turned is not None
+    return found
 
 
 def _rotation(node: Node) -> float | None:

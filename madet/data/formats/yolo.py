@@ -144,6 +144,7 @@ def read_yolo(files: list[Path], root: Path) -> list[LabelFile]:
     config = find_config(files, root)
     found = [LabelFile(path, [read_labels(path, config)]) for path in files]
     _refuse_pixels(found)
+    _hint_at_corners(found)
     found += _place(found, config, root)
     classes = tuple(config.names.values())
     if not classes:
@@ -198,6 +199,23 @@ def _refuse_pixels(found: list[LabelFile]) -> None:
             f"{large[0].where}: YOLO's numbers are shares of the picture's sides, but "
             f"{len(large)} of {len(annotations)} boxes have numbers above 2; divide x by its width "
             "and y by its height."
+        )
+
+
+def _hint_at_corners(found: list[LabelFile], minimum: int = 3) -> None:
+    """A defect where most boxes leave their pictures and all fit if their four numbers are two corners."""
+    annotations = [a for file in found for a in file.images[0].annotations]
+    boxes = [a.numbers for a in annotations if a.shape == "xyxy" and a.outline is None]
+    leaving, fitting = 0, 0
+    for x1, y1, x2, y2 in boxes:
+        leaving += max(-x1, -y1, x2 - 1, y2 - 1) > 0.01
+        right, bottom = x2 - x1, y2 - y1
+        fitting += (x1 + x2) / 2 < right <= 1.001 and (y1 + y2) / 2 < bottom <= 1.001
+    if len(boxes) >= minimum and 2 * leaving > len(boxes) and fitting >= 0.95 * len(boxes):
+        found[0].complain(
+            str(found[0].path.parent),
+            f"{leaving} of {len(boxes)} boxes leave their pictures, and all fit if read as corners: lines seem "
+            "to hold left, top, right, bottom where YOLO has the center, width and height; convert them",
         )
 
 
