@@ -100,7 +100,7 @@ def _read_set(files: list[Path], root: Path) -> list[LabelFile]:
     leave_out_parents(found, parents)
     return found
 
-
+# %% ../../../nbs/data/formats/00_coco.ipynb #05864835
 def _refuse_other_tool(data: Any, path: Path) -> None:
     """Raises `BadInput` for a JSON without any of COCO's tables that another program, or somebody, made up."""
     tables = ("images", "annotations", "annotation", "categories")

@@ -84,7 +84,7 @@ def hint_at_corners(found: LabelFile, key: str, minimum: int = 3) -> bool:
         )
     return suspicious
 
-
+# %% ../../../nbs/data/formats/25_coco_doubts.ipynb #ae4e8e46
 def hint_at_contradictions(found: LabelFile, key: str, minimum: int = 3) -> None:
     """A defect where the areas and outlines of a file fit its boxes only if these are read as corners."""
     as_sizes, as_corners = 0, 0

@@ -130,7 +130,7 @@ def _read(files: list[Path], root: Path) -> list[LabelFile]:
     _doubt_flags(found, annotations)
     return found
 
-
+# %% ../../../nbs/data/formats/02_dota.ipynb #92a3ee9e
 def _doubt_flags(found: list[LabelFile], annotations: list[Annotation], minimum: int = 3) -> None:
     """Says so where lines end in 1 or 2 and none in 0: the number may be a part of the class."""
     flagged = sum(a.difficulty > 0 for a in annotations)
