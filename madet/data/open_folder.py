@@ -408,7 +408,7 @@ def _why_none(opened: OpenedFolder) -> str:
             defects += image.defects
     return f" ({defects[0]})" if defects else ""
 
-
+# %% ../../nbs/data/16_open_folder.ipynb #16a0000c
 def _class_order(opened: OpenedFolder, classes: tuple[str, ...] | None) -> tuple[str, ...]:
     """The folder's classes, or the model's `classes`, which must hold all of the folder's."""
     if classes is None:

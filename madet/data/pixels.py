@@ -78,12 +78,12 @@ def _load(image: Image.Image) -> None:
     name = getattr(image, "filename", "")
     mapped = image.format == "TIFF" and bool(name) and orientation(image) >= 5
     if mapped:
-        setattr(image, "filename", "")  # without a name it reads
+        vars(image)["filename"] = ""  # without a name it reads
     try:
         image.load()
     finally:
         if mapped:
-            setattr(image, "filename", name)
+            vars(image)["filename"] = name
 
 # %% ../../nbs/data/07_pixels.ipynb #4dd9bb0e
 @dataclass(frozen=True)

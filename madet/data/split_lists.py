@@ -66,7 +66,7 @@ def _one_base(files: list[Path], base: Path) -> dict[str, Path]:
                 found.setdefault(split, file)
     return found
 
-
+# %% ../../nbs/data/27_split_lists.ipynb #27a0000a
 def lists_above(root: Path) -> SplitLists:
     """The lists in the ImageSets folder of `root`, read from disk."""
     files = []

@@ -205,7 +205,7 @@ def _shape_of(row: dict, numbers: tuple, where: str, notes: RowNotes) -> tuple[s
         return "xyxy", numbers
     return "xyxy", (left, top, left + width, top + height)
 
-
+# %% ../../../nbs/data/formats/22_coco_objects.ipynb #c0c03d1a
 def check_radians(angle: float, where: str) -> None:
     """Raises `BadInput` for an angle beyond a full turn: degrees, most likely."""
     if abs(angle) > 6.2832 + 1e-2:
