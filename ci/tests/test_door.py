@@ -131,11 +131,16 @@ def test_functions_say_what_is_wrong(tmp_path):
 
 
 def test_lists_and_tuples_are_options_as_the_command_line_has_them():
-    from madet import as_option
+    from madet.training.recipe import as_option
 
     assert as_option("image_size", (96, 64)) == "96x64"
     assert as_option("turns", [30, 60]) == "30,60"
     assert as_option("steps", 4) == 4 and as_option("data", None) is None
+
+
+def test_an_image_size_may_be_a_tuple(detector, picture):
+    found = detector(picture, image_size=(96, 64))
+    assert torch.equal(found.boxes, detector(picture, image_size="96x64").boxes)
 
 
 def test_entries_of_coco_name_their_picture(detector, picture, tmp_path):
@@ -210,3 +215,16 @@ def test_open_data_says_nothing_of_intensity_for_eight_bits(tmp_path):
         Image.fromarray(np.asarray(Image.open(path)).astype(np.uint8)).save(path)
     data = madet.open_data(folder)
     assert data.intensity is None and not any("bits" in said for said in data.said)
+
+
+def test_a_file_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK")
+
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("madet.nets.weights.load_content", refused)
+    monkeypatch.setattr("madet.nets.weights.is_torch_file", refused)  # it would open the file too
+    with pytest.raises(BadInput, match="may not be read; change its permissions"):
+        madet.load(path)

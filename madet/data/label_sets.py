@@ -21,9 +21,9 @@ from pathlib import Path
 from ..boxes.errors import BadInput
 from .formats.table import FORMATS
 from .label_sources import Source
-from .picture_index import PictureIndex, Wanted
+from .picture_index import PictureIndex, Wanted, split_of_labels
 from .picture_search import join
-from .split_names import Told, canonical, split_of, split_of_json
+from .split_names import Told, canonical
 
 # %% ../../nbs/data/25_label_sets.ipynb #25a00009
 _NAME = re.compile(rb'"file_?name"\s*:\s*"((?:[^"\\]|\\.)*)"')
@@ -97,14 +97,13 @@ class _Pictures:
         return {one.image: asked.near for asked, one in zip(wanted, found) if one.image}
 
     def _asked(self, piece: Source) -> list[Wanted]:
-        told = self.index.told
         if FORMATS[piece.format].file_per_picture:
             return [Wanted(file.stem, file, self.index.split_above(file)) for file in piece.files]
         if piece.format != "coco":
             return self._read(piece)
         wanted = []
         for file in piece.files:
-            split = split_of_json(file, self.root, told)
+            split = split_of_labels(self.index, file, single=False)
             wanted += [Wanted(name, file, split) for name in names_in_json(file)]
         return wanted
 
@@ -116,7 +115,7 @@ class _Pictures:
             return []
         wanted = []
         for file in files:
-            split = split_of_json(file.path, self.root, self.index.told)
+            split = split_of_labels(self.index, file.path, single=False)
             wanted += [
                 Wanted(one.key, file.path, split, one.named, one.size) for one in file.images
             ]
@@ -219,8 +218,7 @@ def _without_rivals(piece: Source, pictures: _Pictures) -> list[Source]:
     if FORMATS[piece.format].file_per_picture or len(piece.files) < 2:
         return [piece]
     splits = [
-        canonical(split_of_json(file, pictures.root, pictures.index.told) or "")
-        for file in piece.files
+        canonical(split_of_labels(pictures.index, file, single=False) or "") for file in piece.files
     ]
     if len(set(splits)) == len(splits):
         return [piece]
@@ -253,14 +251,13 @@ def _one_source(family: list[Source], root: Path, pictures: _Pictures) -> Source
 
 def _splits_of(family: list[Source], pictures: _Pictures) -> set[str]:
     """The parts that label files lie in, or else their pictures."""
-    root, told = pictures.root, pictures.index.told
-    found = set()
+    index, found = pictures.index, set()
     for piece in family:
-        place = split_of if FORMATS[piece.format].file_per_picture else split_of_json
+        single = FORMATS[piece.format].file_per_picture
         described = pictures.of(piece)
-        own = {file: place(file, root, told) for file in set(described.values())}
+        own = {file: split_of_labels(index, file, single) for file in set(described.values())}
         for image, file in described.items():
-            found.add(canonical(own[file] or pictures.index.split_of(image) or ""))
+            found.add(canonical(own[file] or index.split_of(image) or ""))
     return found - {"", "unlabelled"}
 
 

@@ -35,9 +35,8 @@ class Source:
     lost: bool = False  # none of its pictures is here
     aside: bool = False  # lost, or in a folder of copies or results: read last
     described: frozenset[Path] = frozenset()  # its pictures, where there are several sets
-    parted: bool = (
-        False  # whether its files or pictures lie in a part for training and in another one
-    )
+    # whether its files or pictures lie in a part for training and in another one
+    parted: bool = False
 
     @property
     def pieces(self) -> list["Source"]:

@@ -22,11 +22,11 @@ from .formats.table import FORMATS
 from .intensity import choose_intensity
 from .label_file import LabelFile, composed
 from .label_sources import Source, list_sources, unread_sentence
-from .picture_index import PictureIndex, Wanted
+from .picture_index import PictureIndex, Wanted, split_of_labels
 from .picture_search import join, sentences
 from .records import DatasetBuilder, lost
 from .sample import Dataset, Defect
-from .split_names import canonical, split_of_json
+from .split_names import canonical
 from .splits import ImageEntry, Splits, find_splits, resolve_split
 
 # %% ../../nbs/data/16_open_folder.ipynb #f61d6606
@@ -41,10 +41,9 @@ def _read_entries(
         images = []
         for file in read:
             file.compose_names()
-            split = _own_split(file.path, single, pictures)
-            file.split = split
+            file.split = split_of_labels(pictures, file.path, single)
             for labels in file.images:
-                one = _wanted(file.path, labels, single, split)
+                one = _wanted(file.path, labels, single, file.split)
                 entries.append(ImageEntry(labels, None, one.split, file.classes))
                 wanted.append(one)
                 images.append(labels)
@@ -74,13 +73,6 @@ def _split_by_pictures(entries: list[ImageEntry], pictures: PictureIndex, least:
             entries[i].split = split
 
 
-def _own_split(path: Path, single: bool, pictures: PictureIndex) -> str | None:
-    """The split of a label file: by its folders, of a file of many images also by its name."""
-    if single:
-        return pictures.split_above(path)
-    return split_of_json(path, pictures.root, pictures.told)
-
-
 def _wanted(path: Path, labels: ImageAnnotations, single: bool, split: str | None) -> Wanted:
     """What the labels of an image ask for in a file of `split`; a file of one image may be called as its picture."""
     named = labels.named or (path.stem if single else "")
@@ -106,13 +98,13 @@ _LABELLED_SPLITS = ("train", "trainval", "val", "test")
 
 def class_names(
     parts: Splits, files: list[LabelFile], ignored: tuple[str, ...] = ()
-) -> tuple[tuple[str, ...], str]:
-    """Class names in label order, and a sentence where val or test has names that train lacks.
+) -> tuple[tuple[str, ...], str, list[str]]:
+    """Class names in label order, a sentence where val or test has names that train lacks, and `empty_classes`.
 
     The sentence is '' where nothing differs. Raises `BadInput` where a class to ignore is not there.
     """
     used = _names_by_split(parts)
-    empty = set(empty_classes(parts))
+    empty = empty_classes(parts, used)
     used = {split: [name for name in names if name not in empty] for split, names in used.items()}
     if any(file.classes is not None for file in files):
         in_order = [name for split in _LABELLED_SPLITS for name in used.get(split, [])]
@@ -124,7 +116,8 @@ def class_names(
             f"There is no class {', '.join(map(repr, unknown))} to ignore; "
             f"the data set has {', '.join(names)}."
         )
-    return tuple(name for name in names if name not in ignored), _names_differ(used, ignored)
+    names = tuple(name for name in names if name not in ignored)
+    return names, _names_differ(used, ignored), empty
 
 
 def _names_by_split(parts: Splits) -> dict[str, list[str]]:
@@ -146,14 +139,15 @@ def _names_by_split(parts: Splits) -> dict[str, list[str]]:
     return used
 
 # %% ../../nbs/data/16_open_folder.ipynb #16b00021
-def empty_classes(parts: Splits) -> list[str]:
-    """Names that only val or test declares and no object has: the list of a larger data set was copied."""
-    used = _names_by_split(parts)
+def empty_classes(parts: Splits, used: dict[str, list[str]]) -> list[str]:
+    """Names of `used` (by split) that only val or test has and no object: the list of a larger set was copied."""
     train = {name for split in ("train", "trainval") for name in used.get(split, [])}
-    with_objects = {annotation.name for annotation in _annotations_of(parts)}
     others = [name for split in ("val", "test") for name in used.get(split, [])]
-    empty = [name for name in dict.fromkeys(others) if name not in train | with_objects]
-    return empty if train else []
+    alone = [name for name in dict.fromkeys(others) if name not in train]
+    if not train or not alone:
+        return []
+    with_objects = {annotation.name for annotation in _annotations_of(parts)}
+    return [name for name in alone if name not in with_objects]
 
 # %% ../../nbs/data/16_open_folder.ipynb #16b00022
 def _names_differ(used: dict[str, list[str]], ignored: tuple[str, ...]) -> str:
@@ -195,7 +189,7 @@ class OpenedFolder:
         pictures = self.layout.pictures
         entries, self.files, self.found = _read_entries(self.layout, self.source, pictures)
         self.parts = find_splits(self.layout, entries, pictures)
-        names, self.differ = class_names(self.parts, self.files, self.ignored)
+        names, self.differ, self.empty = class_names(self.parts, self.files, self.ignored)
         self.classes, self.list_said, self.unlisted = in_published_order(names, self.source.format)
         if strict and self.differ:
             raise BadInput(f"{self.root}: {self.differ}")
@@ -245,9 +239,10 @@ def _opening_sentences(opened: OpenedFolder) -> list[str]:
         )
     said += _geometry_sentence(opened)
     said += _unwritable_names(opened)
-    if empty := empty_classes(opened.parts):
+    if opened.empty:
+        names = ", ".join(opened.empty)
         said.append(
-            f"Classes that only val or test declares and no object has are left out: {', '.join(empty)}."
+            f"Classes that only val or test declares and no object has are left out: {names}."
         )
     if opened.list_said:
         said.append(opened.list_said)
@@ -419,8 +414,10 @@ def _class_order(opened: OpenedFolder, classes: tuple[str, ...] | None) -> tuple
             )
         return opened.classes
     classes = tuple(name for name in classes if composed(name) not in opened.ignored)
-    with_objects = {annotation.name for annotation in _annotations_of(opened.parts)}
-    if unknown := set(opened.classes) & with_objects - set(_as_labels_have_them(classes)):
+    unknown = set(opened.classes) - set(_as_labels_have_them(classes))
+    if unknown:
+        unknown &= {annotation.name for annotation in _annotations_of(opened.parts)}
+    if unknown:
         raise BadInput(
             f"{opened.root} has classes ({', '.join(opened.classes)}) that are not among the model's "
             f"({', '.join(classes)}): {', '.join(sorted(unknown))}; "
@@ -495,9 +492,14 @@ def open_data(
     `classes`: label order to keep (a model's). `learn`: the highest difficulty that is learned;
     objects above it are ignored. Raises `BadInput` that says what cannot be used.
     """
+    _check_split(split)
+    return OpenedFolder(path, labels, geometry, ignore_classes).dataset(split, classes, learn)
+
+
+def _check_split(split: str | None) -> None:
+    """Raises `BadInput` for a word that is no split."""
     if split is not None and canonical(split) not in (*_LABELLED_SPLITS, "unlabelled"):
         raise BadInput(f"{split!r} is not a split; use train, trainval, val, test or unlabelled.")
-    return OpenedFolder(path, labels, geometry, ignore_classes).dataset(split, classes, learn)
 
 
 def open_with_rule(
@@ -508,23 +510,23 @@ def open_with_rule(
     geometry: Upright | Rotated | None = None,
 ) -> Dataset:
     """As `open_data`, with the rule of intensity that a training on the folder would choose, set and said."""
-    found = open_data(path, split, labels, ignore_classes, geometry)
+    _check_split(split)
+    opened = OpenedFolder(path, labels, geometry, ignore_classes)
+    found = opened.dataset(split)
     if found.deep:
         try:
-            paths = _deep_for_training(path, labels) or found.deep
+            paths = _deep_for_training(opened) or found.deep
             found.intensity, sentence = choose_intensity(paths)
-        except (
-            BadInput
-        ) as error:  # not one of them can be read: a picture that is loaded says so again
-            sentence = str(error)
+        except BadInput as error:
+            sentence = str(error)  # not one can be read; a picture that is loaded says so again
         found.said.append(sentence)
     return found
 
 
-def _deep_for_training(path: Path | str, labels: str | None) -> list[Path]:
+def _deep_for_training(opened: OpenedFolder) -> list[Path]:
     """The training pictures of more than eight bits; none where the folder has no part for training."""
     try:
-        return open_data(path, "train", labels).deep
+        return opened.dataset("train").deep
     except BadInput:
         return []
 

@@ -196,7 +196,7 @@ def read_image(
         with open_picture(path) as image:
             turn, stored, depth = orientation(image), stored_size(image), depth_of(image)
             if not depth.garbled and (intensity is None or not depth.hidden):
-                return _as_tensor(_decoded(image, turn, stored, size, intensity))
+                return _as_tensor(_decoded(image, turn, depth.inverted, stored, size, intensity))
     except NotForPillow:
         with tiff_page(path) as page:
             turn, depth = page_turn(page), page_depth(page)
@@ -210,12 +210,12 @@ def read_image(
 def _decoded(
     image: Image.Image,
     turn: int,
+    inverted: bool,
     stored: tuple[int, int],
     size: tuple[int, int] | None,
     intensity: Range | None,
 ) -> np.ndarray:
     """uint8 `[H, W, 3]` of a picture as Pillow decodes it, see `read_image`."""
-    inverted = depth_of(image).inverted
     _load(image)
     shown = _in_frame(image, turn, orientation(image), stored, size)
     deep = shown.mode.startswith("I") or shown.mode == "F"

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..boxes.errors import BadInput
 from .annotations import ImageAnnotations
 from .discover import Layout
-from .picture_index import PictureIndex
+from .picture_index import MANY, PictureIndex
 from .picture_names import Key, read_key, stem_of, telling_names
 from .picture_search import find_one
 from .sample import Defect
@@ -204,7 +204,7 @@ class _EntryBook:
     def _namesakes(self, stem: str, key: Key) -> list[ImageEntry]:
         """Entries of a stem; of many only those in a folder that the line of this machine names."""
         found = self.by_stem.get(stem, [])
-        if len(found) < 8 or key.foreign or not key.telling:
+        if len(found) < MANY or key.foreign or not key.telling:
             return found
         if stem not in self._inside:
             inside = defaultdict(list)

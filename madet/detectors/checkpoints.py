@@ -129,6 +129,8 @@ def load_plainly(path: Path, trust: bool) -> Any:
 
 def why_unreadable(path: Path, error: Exception, trust: bool) -> str:
     """The sentence for a file that could not be read."""
+    if isinstance(error, PermissionError):
+        return f"{path} may not be read; change its permissions."
     if trust and isinstance(error, ImportError):
         return (
             f"{path} wants the package {error.name}, which is not installed; "
@@ -153,8 +155,6 @@ def why_unreadable(path: Path, error: Exception, trust: bool) -> str:
         return (
             f"{path} is a TorchScript program; save the state dict of the model it was made from."
         )
-    if isinstance(error, PermissionError):
-        return f"{path} may not be read; change its permissions."
     return f"{path} is damaged or no weights file; get it again."
 
 # %% ../../nbs/detectors/11_checkpoints.ipynb #94147a36

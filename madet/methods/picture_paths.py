@@ -39,11 +39,8 @@ def picture_paths(words: list[str], said: list[str] | None = None) -> list[Path]
     return paths
 
 
-_RARE = (
-    ".tga",
-    ".ico",
-    ".dib",
-)  # of a folder given for its pictures; in a data set they are no pictures
+# in a folder given for its pictures; in a data set they are no pictures
+_RARE = (".tga", ".ico", ".dib")
 
 
 def pictures_inside(folder: Path) -> list[Path]:

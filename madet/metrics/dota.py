@@ -297,11 +297,11 @@ def read_task1(
     them (capitals aside: mmrotate writes DIOR-R's names small). Names that `write_task1` encoded
     come back. Raises BadInput, naming file and line, where a file cannot be read."""
     paths = {}
-    inside = Path(folder) / "task1"  # where `madet test` and `predict` put them
-    place = (
-        inside if inside.is_dir() and not any(Path(folder).glob("Task1_*.txt")) else Path(folder)
-    )
-    for path in sorted(place.glob("Task1_*.txt")):
+    files = sorted(Path(folder).glob("Task1_*.txt"))
+    files = files or sorted(
+        Path(folder, "task1").glob("Task1_*.txt")
+    )  # as `madet test` leaves them
+    for path in files:
         paths[from_file_name(path.stem.removeprefix("Task1_"))] = path
     if not paths:
         raise BadInput(

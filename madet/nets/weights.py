@@ -191,6 +191,8 @@ def read_weights(path: Path | str, trust: bool = False) -> dict[str, Tensor]:
     try:
         content = load_content(path, trust)
     except Exception as error:
+        if isinstance(error, PermissionError):
+            raise BadInput(f"{path} may not be read; change its permissions.") from error
         asks = isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower()
         if path.suffix != ".safetensors" and not is_torch_file(path):
             raise BadInput(
@@ -201,8 +203,6 @@ def read_weights(path: Path | str, trust: bool = False) -> dict[str, Tensor]:
                 f"{path} cannot be read without running the program inside it; if you trust its author, "
                 "madet convert with --trust makes plain weights of it."
             ) from error
-        if isinstance(error, PermissionError):
-            raise BadInput(f"{path} may not be read; change its permissions.") from error
         raise BadInput(f"{path} is damaged or holds no weights; get it again.") from error
     return peel(content, path)
 

@@ -10,7 +10,7 @@ __all__ = ['Scores', 'UNEQUAL', 'LEVEL', 'FIRST', 'NOT_DECIDED', 'Fit', 'fit_row
 
 # %% ../../nbs/tables/11_evidence.ipynb #ev000004
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,9 +118,8 @@ class Claim:
     row: str
     other: str
     margin: float = 0.0
-    table: str = (
-        ""  # name of the scores that it is about: runs on the same data, in the same metric
-    )
+    # which scores it is about: those of runs on the same data, in the same metric
+    table: Hashable = ""
 
 
 @dataclass(frozen=True)
@@ -166,14 +165,21 @@ def common_fit(scores: Scores) -> Fit | None:
 
 
 def look(
-    claims: Sequence[Claim], tables: Mapping[str, Scores], level: float = LEVEL
+    claims: Sequence[Claim],
+    tables: Mapping[Hashable, Scores],
+    not_run: int = 0,
+    level: float = LEVEL,
 ) -> list[Answer]:
-    """The answers to all primary claims by these scores, each claim a share of one level."""
+    """The answers to all primary claims by these scores, each claim a share of one level.
+
+    `not_run`: primary claims of the paper that have no runs yet; they have a share too.
+    """
     fits = {name: common_fit(scores) for name, scores in tables.items()}
     answers = []
     for claim in claims:
         answers.append(measure_claim(claim, tables[claim.table], fits[claim.table]))
-    for i, rejected in enumerate(holm([answer.p for answer in answers], level)):
+    rejections = holm([answer.p for answer in answers] + [1.0] * not_run, level)
+    for i, rejected in enumerate(rejections[: len(answers)]):
         if rejected and answers[i].word == NOT_DECIDED:
             higher = "reproduced" if answers[i].difference > 0 else "contradicted"
             answers[i] = replace(answers[i], word="differs" if claims[i].margin else higher)
@@ -189,17 +195,19 @@ def first_seeds(scores: Scores) -> Scores:
     return early
 
 
-def judge(claims: Sequence[Claim], tables: Mapping[str, Scores]) -> list[Answer]:
+def judge(
+    claims: Sequence[Claim], tables: Mapping[Hashable, Scores], not_run: int = 0
+) -> list[Answer]:
     """The answers to all primary claims of a paper at one scale: a first look, and a second where seeds were added.
 
     `tables`: {name: {row: {seed: AP}}}. A table holds all rows of the paper that share data and metric, also those
-    without a claim: they know the noise too.
+    without a claim: they know the noise too. `not_run`: see `look`.
     """
     early = {name: first_seeds(scores) for name, scores in tables.items()}
-    answers = look(claims, early)
+    answers = look(claims, early, not_run)
     if early == {name: dict(scores) for name, scores in tables.items()}:
         return answers
-    later = look(claims, tables)
+    later = look(claims, tables, not_run)
     return [
         one if one.word != NOT_DECIDED else replace(other, look=2)
         for one, other in zip(answers, later)

@@ -117,12 +117,10 @@ class Row:
     paper_AP50: float | None = None
     paper_AP75: float | None = None
     note: str = ""  # what a reader must know before comparing
-    primary: tuple[
-        tuple[str, str, str], ...
-    ] = ()  # claims named before the runs; then `claims` get no word
-    margin: float | None = (
-        None  # "the same" means to within this (a fraction); None: 1 AP or 5 %, the larger
-    )
+    # claims named before the runs; then `claims` get no word
+    primary: tuple[tuple[str, str, str], ...] = ()
+    # "the same" means to within this (a fraction); None: 1 AP or 5 %, the larger
+    margin: float | None = None
 
     def options(self, scale: str) -> dict[str, str]:
         """What this row sets at `scale`, as recipe fields (without the method)."""

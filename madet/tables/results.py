@@ -11,7 +11,7 @@ __all__ = ['SETTINGS', 'COLUMNS', 'PACKAGES', 'COMMON', 'SAME', 'first_given', '
 
 # %% ../../nbs/tables/01_results.ipynb #d05087b9
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,14 +242,14 @@ def claim_sentence(claim: dict[str, Any]) -> str:
 # %% ../../nbs/tables/01_results.ipynb #ev100002
 def scores_by_table(
     rows: Iterable[Row], found: dict[tuple[str, int], dict], metric: str
-) -> dict[str, dict[str, dict[int, float]]]:
-    """{data and metric: {row: {seed: score}}} of all finished runs of `rows`."""
+) -> dict[Hashable, dict[str, dict[int, float]]]:
+    """{(metric, data): {row: {seed: score}}} of all finished runs of `rows`."""
     names = {row.name for row in rows}
-    tables: dict[str, dict[str, dict[int, float]]] = {}
+    tables: dict[Hashable, dict[str, dict[int, float]]] = {}
     for (name, seed), line in found.items():
         values = numbers([line], metric) if line.get("status") == "done" else []
         if values and name in names:
-            table = tables.setdefault(f"{line.get('data', '')} {metric}", {})
+            table = tables.setdefault((metric, line.get("data", "")), {})
             table.setdefault(name, {})[seed] = values[0]
     return tables
 
@@ -268,22 +268,25 @@ def primary_lines(
     rows: Sequence[Row], found: dict[tuple[str, int], dict], scale: str
 ) -> list[dict[str, Any]]:
     """`claim_lines` of the primary claims: answered together by `evidence.judge`."""
-    tables: dict[str, dict[str, dict[int, float]]] = {}
+    by_metric = {}
     for metric in {metric for row in rows for _, _, metric in row.primary}:
-        tables |= scores_by_table(rows, found, metric)
+        by_metric[metric] = scores_by_table(rows, found, metric)
     out, asked, places = [], [], []
     for row in rows:
         for sign, other, metric in row.primary:
-            line = claim_line(row.name, sign, other, metric, scale)
-            line |= {"seeds": 0, "difference": math.nan, "verdict": "not run", "rule": "primary"}
-            out.append(line)
-            for name, table in tables.items():
-                both = row.name in table and other in table
-                if both and name.endswith(f" {metric}"):
+            about = claim_line(row.name, sign, other, metric, scale)
+            about |= {"seeds": 0, "difference": math.nan, "verdict": "not run", "rule": "primary"}
+            lines = []
+            for name, table in by_metric[metric].items():
+                if row.name in table and other in table:
                     margin = margin_of(row, sign, table[other].values())
                     asked.append(Claim(row.name, other, margin, name))
-                    places.append(line)
-    for line, answer in zip(places, judge(asked, tables)):
+                    lines.append(dict(about))
+            places += lines
+            out += lines or [about]
+    tables = {name: table for some in by_metric.values() for name, table in some.items()}
+    answers = judge(asked, tables, not_run=len(out) - len(asked))
+    for line, answer in zip(places, answers):
         line |= answered(answer)
     return out
 

@@ -7,7 +7,7 @@ Docs: https://madet.github.io/madet/training/recipe.html.md"""
 # %% auto #0
 __all__ = ['WORDS', 'CALLED', 'CONVERTERS', 'NUMBER', 'CHOICES', 'AT_LEAST', 'SCALES', 'Recipe', 'comments', 'field_comments',
            'merge', 'from_flat', 'kinds_of', 'fill', 'option_word', 'convert', 'to_text', 'to_bool', 'to_int', 'typed',
-           'hint', 'image_sides', 'words_of', 'one_or_range', 'train_sides', 'scored_sides', 'turning',
+           'hint', 'as_option', 'image_sides', 'words_of', 'one_or_range', 'train_sides', 'scored_sides', 'turning',
            'intensity_range', 'milestone_list', 'check', 'with_values', 'read_options', 'make_recipe', 'scaled_lr']
 
 # %% ../../nbs/training/00_recipe.ipynb #18c3be10
@@ -208,6 +208,13 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(known)}"
 
 # %% ../../nbs/training/00_recipe.ipynb #8e33e226
+def as_option(name: str, value: Any) -> Any:
+    """A value as the command line has it: `(96, 64)` as 96x64 for an image size, other lists with commas."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return ("x" if name == "image_size" else ",").join(map(str, value))
+
+
 def image_sides(text: str) -> tuple[int, int | None]:
     """`"320"` -> (320, None), `"1333x800"` -> (1333, 800): longest allowed long side, wished short side, pixels.
 

@@ -63,6 +63,12 @@ def conclude(notes: RowNotes, tables: dict[str, IdTable]) -> None:
         found.said.append(f"{count} boxes of {name} have bbox_mode 0 (Detectron2): corners.")
 
 # %% ../../../nbs/data/formats/25_coco_doubts.ipynb #c0c08d10
+_CORNERS = (
+    "bbox seems to hold left, top, right, bottom where COCO has left, top, width, height; "
+    "write right - left and bottom - top"
+)
+
+
 def hint_at_corners(found: LabelFile, key: str, minimum: int = 3) -> bool:
     """A defect where most boxes leave their picture and all would fit into it if read as corners; whether so."""
     total, leaving, fitting = 0, 0, 0
@@ -78,9 +84,7 @@ def hint_at_corners(found: LabelFile, key: str, minimum: int = 3) -> bool:
     if suspicious:
         found.complain(
             f"{found.path}:{key}",
-            f"{leaving} of {total} boxes leave their pictures, and all fit if read as corners: "
-            "bbox seems to hold left, top, right, bottom where COCO has left, top, width, height; "
-            "write right - left and bottom - top",
+            f"{leaving} of {total} boxes leave their pictures, and all fit if read as corners: {_CORNERS}",
         )
     return suspicious
 
@@ -97,9 +101,7 @@ def hint_at_contradictions(found: LabelFile, key: str, minimum: int = 3) -> None
     if as_corners >= minimum and as_corners >= 0.95 * (as_corners + as_sizes):
         found.complain(
             f"{found.path}:{key}",
-            f"{as_corners} boxes contradict their own area or segmentation, and fit if read as corners: "
-            "bbox seems to hold left, top, right, bottom where COCO has left, top, width, height; "
-            "write right - left and bottom - top",
+            f"{as_corners} boxes contradict their own area or segmentation, and fit if read as corners: {_CORNERS}",
         )
 
 

@@ -33,9 +33,8 @@ class RowNotes:
     found: LabelFile
     table: str  # file:key of the rows
     seen: Counter = field(default_factory=Counter)
-    unread: Counter = field(
-        default_factory=Counter
-    )  # keys that would turn a box if their unit were known
+    # keys that would turn a box if their unit were known
+    unread: Counter = field(default_factory=Counter)
     _kinds: Counter = field(default_factory=Counter)
 
     def complain(self, kind: str, where: str, what: str) -> None:
@@ -263,14 +262,16 @@ def _attributes(row: dict) -> list[dict]:
 
 
 _ANGLES = ("angle", "theta", "rot", "rotate", "rotation_angle", "bbox_angle", "orientation")
+_NO_ANGLE = frozenset(_ANGLES).isdisjoint
 
 
 def _unread_angle(row: dict) -> str:
     """The key of an angle whose unit nothing tells, where it would turn the box; '' where there is none."""
     for place in _attributes(row):
-        for key in _ANGLES:
-            if number_of(place.get(key)):
-                return key
+        if not _NO_ANGLE(place):
+            for key in _ANGLES:
+                if number_of(place.get(key)):
+                    return key
     return ""
 
 # %% ../../../nbs/data/formats/22_coco_objects.ipynb #c0c03d26

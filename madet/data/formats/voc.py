@@ -46,9 +46,8 @@ class Node:
 
     def first(self, tag: str) -> "Node | None":
         """The first child of that tag."""
-        for (
-            child
-        ) in self.children:  # a generator would take thrice as long, a dozen times an object
+        # a generator would take thrice as long, a dozen times an object
+        for child in self.children:
             if child.tag == tag:
                 return child
         return None
