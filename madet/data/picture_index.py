@@ -135,7 +135,7 @@ def _common_base(root: Path, folders: set[Path]) -> Path:
             return base
     return root
 
-
+# %% ../../nbs/data/24_picture_index.ipynb #24a00023
 def _pictures(index: PictureIndex, images: list[Path]) -> list[Picture]:
     doubles = _double_folders(images)
     return [Picture(path, index.place(path), os.path.dirname(path) in doubles) for path in images]

@@ -80,8 +80,7 @@ def confident(result: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
     return {name: value[keep] for name, value in result.items()}
 
 # %% ../../nbs/methods/41_detector.ipynb #f474b79c
-# what pictures are resized to; None: as they were scored
-Sides = str | int | tuple[int, int] | None
+Sides = str | int | tuple[int, int] | None  # of resized pictures; None: as they were scored
 
 
 class TrainedDetector:
