@@ -5,6 +5,7 @@ Also workers that die with their parent and not before.
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from PIL import Image
 
 from madet.boxes.errors import BadInput
 from madet.boxes.geometry import Rotated, Upright
+from madet.data import loading
 from madet.data.augment import (
     Compose,
     MultiScale,
@@ -552,3 +554,21 @@ def test_a_worker_whose_parent_died_before_it_began_ends(tmp_path, temporary):
         assert time.monotonic() < end, "the worker outlives its parent"
         time.sleep(0.1)
     assert list(temporary[0].iterdir()) == [], "nothing is left of its sockets"
+
+
+def test_a_folder_of_sockets_is_removed_although_a_thread_adds_one(tmp_path, monkeypatch):
+    """Another thread may open a socket between the listing and the removal; that is no error and leaves nothing."""
+    folder = tmp_path / "pymp-x"
+    folder.mkdir()
+    remove, calls = shutil.rmtree, []
+
+    def with_a_late_socket(path, ignore_errors=False):
+        remove(path, ignore_errors)
+        calls.append(path)
+        if len(calls) == 1:
+            folder.mkdir()
+            (folder / "listener").touch()
+
+    monkeypatch.setattr(loading.shutil, "rmtree", with_a_late_socket)
+    loading._remove_folder(str(folder))
+    assert not folder.exists() and len(calls) > 1

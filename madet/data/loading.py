@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -163,7 +164,7 @@ def _move(value: Any, device: torch.device | str) -> Any:
 # %% ../../nbs/data/21_loading.ipynb #d991b426
 def _begin_worker(number: int) -> None:
     """Runs first in every worker."""
-    multiprocessing.util.get_temp_dir()  # before anybody asks to leave: what is made later, nobody removes
+    _own_folder()  # before anybody asks to leave: what is made later, nobody removes
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _leave_after(5.0))
@@ -194,10 +195,22 @@ def _end_with_parent(parent: int | None) -> None:
 
 def _leave(code: int) -> None:
     """Ends a worker at once, without its folder of sockets over which pictures are handed."""
-    folder = multiprocessing.current_process()._config.get("tempdir")
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+    _remove_folder(multiprocessing.current_process()._config["tempdir"])
     os._exit(code)
+
+
+def _own_folder() -> None:
+    """Makes the folder in which `multiprocessing` puts a worker's sockets, and has it removed at the end."""
+    folder = tempfile.mkdtemp(prefix="pymp-")
+    multiprocessing.current_process()._config["tempdir"] = folder
+    multiprocessing.util.Finalize(None, _remove_folder, args=(folder,), exitpriority=-100)
+
+
+def _remove_folder(folder: str) -> None:
+    for _ in range(
+        3
+    ):  # a thread may add a socket meanwhile; multiprocessing's own removal fails then
+        shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/data/21_loading.ipynb #2b8ed3a4
 def _same(batch: Answer) -> Answer:
