@@ -195,14 +195,15 @@ def _end_with_parent(parent: int | None) -> None:
 
 def _leave(code: int) -> None:
     """Ends a worker at once, without its folder of sockets over which pictures are handed."""
-    _remove_folder(multiprocessing.current_process()._config["tempdir"])
+    worker: Any = multiprocessing.current_process()
+    _remove_folder(worker._config["tempdir"])
     os._exit(code)
 
 
 def _own_folder() -> None:
     """Makes the folder in which `multiprocessing` puts a worker's sockets, and has it removed at the end."""
-    folder = tempfile.mkdtemp(prefix="pymp-")
-    multiprocessing.current_process()._config["tempdir"] = folder
+    worker: Any = multiprocessing.current_process()
+    worker._config["tempdir"] = folder = tempfile.mkdtemp(prefix="pymp-")
     multiprocessing.util.Finalize(None, _remove_folder, args=(folder,), exitpriority=-100)
 
 
