@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from madet.boxes.errors import BadInput
+from madet.boxes.files import read_json
 from madet.boxes.geometry import Rotated, Upright
 from madet.cli import main
+from madet.data.formats.coco import load_json
 from madet.data.open_folder import OpenedFolder, open_data, splits
 from madet.data.report import survey
 
@@ -757,4 +759,14 @@ def test_show_as_json(real, capsys):
     )
     assert {"file", "line", "what", "where"} <= set(found["defects"][0]) and isinstance(
         found["defects"][0]["line"], int
+    )
+
+
+def test_endless_whole_numbers_of_json_are_no_traceback(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text('{"id": 12, "a": 123456789012345678, "b": -' + "9" * 400 + ', "c": 1.5}')
+    assert (
+        read_json(path)
+        == load_json(path)
+        == {"id": 12, "a": 123456789012345678, "b": -math.inf, "c": 1.5}
     )

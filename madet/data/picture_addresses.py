@@ -31,7 +31,7 @@ class PictureAddresses:
         path = plain_path(address)
         parts = [part for part in path.split("/") if part not in ("", "..", ".")]
         for k in range(len(parts) - 1):
-            if self.root.joinpath(*parts[k:]).is_file():
+            if os.path.isfile(self.root.joinpath(*parts[k:])):
                 return "/".join(parts[k:])
         if len(parts) > 1 and not is_absolute(address):
             return path

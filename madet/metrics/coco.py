@@ -297,7 +297,7 @@ def _crowd_flag(annotation: Item) -> int:
     """The flag `iscrowd` of an annotation, 0 where it has none."""
     flag = annotation.get("iscrowd") or 0
     try:
-        return int(flag)
+        return int(bool(int(flag)))
     except (TypeError, ValueError, OverflowError):
         raise BadInput(
             f"an annotation of image {annotation.get('image_id')!r} has {flag!r:.40} as 'iscrowd'; write 0 or 1"
@@ -327,7 +327,7 @@ def _complete(
 def _whole_numbers(entries: Sequence[Item]) -> dict[Any, int]:
     """The ids of entries as whole numbers, in their order."""
     ids = [e["id"] for e in entries]
-    if all(isinstance(i, int) for i in ids):
+    if all(isinstance(i, int) and abs(i) < 2**62 for i in ids):
         return {i: i for i in ids}
     return {i: n for n, i in enumerate(sorted(ids, key=str), 1)}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...boxes.errors import BadInput
+from ...boxes.files import parse_json
 from ..annotations import ImageAnnotations, refuse_degrees, refuse_fractions
 from .coco_categories import leave_out_parents, read_categories
 from .coco_doubts import conclude, hint_at_contradictions, hint_at_corners
@@ -71,7 +72,7 @@ def _without_halves(text: str) -> str:
 def load_json(path: Path | str) -> Any:
     """The content of a JSON file; raises `BadInput` that names file and line."""
     try:
-        return json.loads(_without_halves(Path(path).read_text(encoding="utf-8-sig")))
+        return parse_json(_without_halves(Path(path).read_text(encoding="utf-8-sig")))
     except json.JSONDecodeError as error:
         raise BadInput(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}); "

@@ -10,6 +10,7 @@ __all__ = ['LABELME_FORMAT', 'LABELME_WRITER', 'read_labelme', 'labelme_json']
 # %% ../../../nbs/data/formats/13_labelme.ipynb #382739a4
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,10 @@ def _key(named: Any, path: Path, root: Path, image: ImageAnnotations) -> str:
     """The picture of a file, below the root where it is there."""
     named = named.replace("\\", "/") if isinstance(named, str) else ""
     picture = path.parent / named
-    if named and picture.is_file():
+    if named and os.path.isfile(picture):  # False, too, for a name of thousands of letters
         return picture_key(picture, root)
     name = named.rsplit("/")[-1]
-    if name and (path.parent / name).is_file():
+    if name and os.path.isfile(path.parent / name):
         return picture_key(path.parent / name, root)
     for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
         beside = path.with_suffix(suffix)

@@ -46,13 +46,13 @@ def locate(text: str, bases: list[Path]) -> Path | None:
     text = text.strip().replace("\\", "/")
     for base in bases:
         path = Path(os.path.normpath(base / text))
-        if text and path.exists():
+        if text and os.path.exists(path):  # False, too, for a name of thousands of letters
             return path
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
     for k in range(len(parts)):
         for base in bases:
             path = base.joinpath(*parts[k:])
-            if path.exists():
+            if os.path.exists(path):
                 return path
     return None
 
